@@ -1,0 +1,214 @@
+"""One controller per compressed model: puts the hooks on and takes them off again.
+
+Everything is attached to instances: forward hooks, private attention configs (probes) and one
+override of ``get_video_features``. No class is patched and no forward is copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from earlytom.errors import ConfigError, UnsupportedModelError
+from earlytom.hf.inner import InnerSide
+from earlytom.hf.probe import Probe
+from earlytom.hf.prompt import PromptSide
+from earlytom.hf.vision import VisionSide
+from earlytom.method import Method
+from earlytom.models import find_adapter, unwrap
+from earlytom.models.base import Adapter
+from earlytom.report import Report
+
+logger = logging.getLogger(__name__)
+CONTROLLER = "_earlytom"
+_LAST: weakref.WeakKeyDictionary[nn.Module, Report] = weakref.WeakKeyDictionary()
+
+
+class Controller:
+    """Runs ``method`` on one live model.
+
+    Raises:
+        ConfigError: the method names layers that the model does not have.
+        UnsupportedModelError: the model's layout rules the method out.
+    """
+
+    def __init__(self, adapter: Adapter, method: Method) -> None:
+        self.adapter = adapter
+        self.method = method
+        self.vision = VisionSide(adapter, method)
+        depth = len(adapter.decoder_layers)
+        inner = method.inner_layer(depth)
+        self.prompt = PromptSide(
+            adapter, method.resolved_positions() == "renumber", inner is not None
+        )
+        self.inner = None if inner is None else InnerSide(self.prompt, method, inner)
+        self._check(depth, inner)
+        self._handles: list[Any] = []
+        self._probes: list[Probe] = []
+
+    def _check(self, depth: int, inner: int | None) -> None:
+        usable = self.adapter.usable_layers
+        asked = [*self.vision.points]
+        if self.vision.score_layer is not None:
+            asked.append(self.vision.score_layer)
+        for layer in asked:
+            if not 0 <= layer < usable:
+                raise ConfigError(
+                    f"encoder layer {layer} is out of range; this model uses layers 0..{usable - 1}"
+                )
+        if inner is None:
+            return
+        if not 1 <= inner < depth:
+            raise ConfigError(
+                f"inner_layer {inner} is out of range; this language model allows 1..{depth - 1}"
+            )
+        kinds = set(getattr(self.adapter.language_model.config, "layer_types", None) or [])
+        if kinds - {"full_attention"}:
+            raise UnsupportedModelError(
+                f"stage III needs full attention in every decoder layer, found {sorted(kinds)}"
+            )
+
+    # ------------------------------------------------------------------ on and off
+    def install(self) -> None:
+        """Attach everything; on an error nothing stays attached."""
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _install(self) -> None:
+        adapter, vision, prompt = self.adapter, self.vision, self.prompt
+        pre: Callable[[nn.Module, Any], None] = lambda module, hook: self._handles.append(  # noqa: E731
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+        )
+        after = {p + 1 for p in vision.points}
+        for i, layer in enumerate(adapter.layers):
+            if i in after:
+                pre(layer, functools.partial(vision.before_layer, i))
+        if vision.score_layer is not None:
+            module = adapter.attention(adapter.layers[vision.score_layer])
+            self._probes.append(Probe(module, vision.capture))
+        for projector in adapter.projectors:
+            pre(projector, vision.before_projector)
+            self._handles.append(projector.register_forward_hook(vision.after_projector))
+        pre(adapter.inner, prompt.before_model)
+        pre(adapter.language_model, prompt.before_language_model)
+        if self.inner is not None:
+            first = self.inner.layer
+            module = adapter.attention(adapter.decoder_layers[first - 1])
+            self._probes.append(Probe(module, self.inner.capture))
+            for i, layer in enumerate(adapter.decoder_layers):
+                if i >= first:
+                    pre(layer, functools.partial(self.inner.before_layer, i))
+        self._handles.append(
+            adapter.language_model.register_forward_hook(
+                self._after_language_model, with_kwargs=True, always_call=True
+            )
+        )
+        inner = adapter.inner
+        object.__setattr__(inner, CONTROLLER, self)
+        object.__setattr__(inner, "get_video_features", _VideoFeatures(inner, self))
+
+    def remove(self) -> None:
+        """Detach everything; the model is bit-identical to before."""
+        for handle in self._handles:
+            handle.remove()
+        for probe in self._probes:
+            probe.remove()
+        self._handles.clear()
+        self._probes.clear()
+        self.adapter.inner.__dict__.pop("get_video_features", None)
+        self.adapter.inner.__dict__.pop(CONTROLLER, None)
+
+    # ------------------------------------------------------------------ reports
+    def report(self) -> Report:
+        """Return the report of the running or last call, creating it if needed."""
+        inner = self.adapter.inner
+        if inner not in _LAST:
+            self.new_report()
+        return _LAST[inner]
+
+    def new_report(self) -> None:
+        """Start the report of a new call."""
+        _LAST[self.adapter.inner] = Report(
+            self.method.name, self.method.retention_ratio, self.method.resolved_positions()
+        )
+
+    def _after_language_model(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        step = self.prompt.step
+        self.prompt.after_language_model(module, args, kwargs, out)
+        if step is not None and step.prompt and out is not None:
+            self.report().prompt_columns = self.prompt.columns
+            if self.inner is not None and self.inner.columns is not None:
+                self.report().inner = (self.inner.layer, *self.inner.columns)
+
+
+class _VideoFeatures:
+    """Stands in for ``inner.get_video_features`` (same signature) while a method is on."""
+
+    def __init__(self, inner: nn.Module, controller: Controller) -> None:
+        self._original = inner.get_video_features
+        self._controller = controller
+        functools.update_wrapper(self, self._original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        controller = self._controller
+        output = controller.vision.run(self._original, args, kwargs)
+        controller.new_report()
+        controller.report().videos = controller.vision.reports
+        return output
+
+
+def controller_of(model: Any) -> Controller | None:
+    """Return the controller on ``model``, or None."""
+    for module in unwrap(model).modules():
+        found = module.__dict__.get(CONTROLLER)
+        if isinstance(found, Controller):
+            return found
+    return None
+
+
+def attach(model: Any, method: Method) -> Controller:
+    """Put ``method`` on ``model``; a method that is on already is replaced."""
+    adapter = find_adapter(model)
+    controller = Controller(adapter, method)
+    previous = controller_of(model)
+    if previous is not None:
+        previous.remove()
+    try:
+        controller.install()
+    except BaseException:
+        if previous is not None:
+            previous.install()
+        raise
+    _forget_compiled(model)
+    logger.debug("%s is on %s", method.name, type(adapter.inner).__name__)
+    return controller
+
+
+def detach(model: Any) -> None:
+    """Take the method off ``model``; nothing happens if there is none."""
+    controller = controller_of(model)
+    if controller is not None:
+        controller.remove()
+        _forget_compiled(model)
+
+
+def last_report(model: Any) -> Report | None:
+    """Return the report of the last compressed call of ``model``, or None."""
+    return _LAST.get(find_adapter(model).inner)
+
+
+def _forget_compiled(model: Any) -> None:
+    """Drop compiled graphs: dynamo does not guard on hooks, so old ones would ignore a change."""
+    for module in unwrap(model).modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+            torch.compiler.reset()
+            return

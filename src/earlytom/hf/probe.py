@@ -1,0 +1,64 @@
+"""Attention signals without eager attention.
+
+A probed attention module gets a private copy of its config that names one extra attention function.
+That function hands queries and keys to a sink and then calls the implementation the model was
+loaded with, so outputs stay bit-identical and no attention map is stored.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+PROBE_NAME = "earlytom_probe"  # must not contain "flash": transformers routes such names elsewhere
+_ATTR = "_earlytom_probe"
+
+Sink = Callable[[Tensor, Tensor, Tensor | None, float, nn.Module], None]
+
+
+class Probe:
+    """Watches the queries and keys of one attention module.
+
+    Args:
+        module: attention module with a ``config``.
+        sink: called as ``sink(query, key, mask, scaling, module)`` with ``[batch, heads, n, d]``.
+    """
+
+    def __init__(self, module: nn.Module, sink: Sink) -> None:
+        AttentionInterface.register(PROBE_NAME, _probed_attention)
+        self.module = module
+        self.sink = sink
+        self.config: Any = module.config
+        private = copy.copy(self.config)
+        private._attn_implementation = PROBE_NAME
+        object.__setattr__(module, "config", private)
+        object.__setattr__(module, _ATTR, self)
+
+    def remove(self) -> None:
+        """Give the module its own config back."""
+        object.__setattr__(self.module, "config", self.config)
+        object.__delattr__(self.module, _ATTR)
+
+
+def _probed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    probe: Probe = getattr(module, _ATTR)
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    probe.sink(query, key, attention_mask, scaling, module)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    # read at call time: set_attn_implementation() after compress() must keep working
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(probe.config._attn_implementation, eager)
+    return attend(module, query, key, value, attention_mask, *args, **kwargs)

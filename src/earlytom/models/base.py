@@ -1,0 +1,109 @@
+"""What the engine needs to know about a model family."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from earlytom.errors import UnsupportedModelError
+
+
+class Adapter:
+    """One live model of one family, seen through the names that the engine uses.
+
+    A family is one subclass. The default methods suit encoders that take every frame as a row of
+    the batch (SigLIP and CLIP towers).
+
+    Attributes:
+        inner: the module that owns ``get_video_features`` and the language model.
+        layers: the vision encoder's layers, in order.
+        projectors: modules behind the encoder that run on whole frames; behind them every video
+            must have its original number of frames again.
+        language_model: the decoder, called with keyword arguments.
+        grid: (height, width) of the tokens of a frame after pooling.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    mrope: ClassVar[bool] = False
+
+    inner: nn.Module
+    layers: nn.ModuleList
+    projectors: list[nn.Module]
+    language_model: nn.Module
+    grid: tuple[int, int]
+
+    def __init__(self, inner: nn.Module) -> None:
+        self.inner = inner
+
+    # ------------------------------------------------------------------ structure
+    @property
+    def usable_layers(self) -> int:
+        """Number of encoder layers whose output reaches the projector."""
+        return len(self.layers)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one frame after pooling."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """Layers of the language model."""
+        layers = self.language_model.layers
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def video_token_id(self) -> int:
+        """Id of the video placeholder token."""
+        return int(self.inner.config.video_token_id)  # type: ignore[union-attr,arg-type]
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """Return the attention module of an encoder or decoder layer."""
+        for name in ("self_attn", "attn", "attention"):
+            module = getattr(layer, name, None)
+            if isinstance(module, nn.Module):
+                return module
+        raise UnsupportedModelError(f"{type(layer).__name__} has no attention module known here")
+
+    # ------------------------------------------------------------------ data
+    def frame_counts(self, arguments: dict[str, Any]) -> list[int]:
+        """Return the frames of every video from the arguments of ``get_video_features``."""
+        raise NotImplementedError
+
+    def split_frames(self, hidden: Tensor, frames: list[int]) -> list[Tensor]:
+        """Split encoder states into ``[frames, patches, dim]`` per video."""
+        return list(hidden.split(frames))
+
+    def join_frames(self, videos: list[Tensor]) -> Tensor:
+        """Undo :meth:`split_frames`."""
+        import torch
+
+        return torch.cat(videos)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Pool ``[frames, patches, dim]`` to ``[frames, tokens, dim]`` as the model does."""
+        return x
+
+    def read_features(self, output: Any, frames: list[int]) -> list[Tensor]:
+        """Return per video the rows ``[frames * tokens + extra, dim]`` that will be scattered."""
+        raise NotImplementedError
+
+    def write_features(self, output: Any, videos: list[Tensor]) -> Any:
+        """Return ``output`` with its rows replaced (same row counts)."""
+        raise NotImplementedError
+
+
+def find_submodule(root: nn.Module, *paths: str) -> nn.Module:
+    """Return the first of ``paths`` that exists below ``root``.
+
+    Raises:
+        UnsupportedModelError: none exists.
+    """
+    for path in paths:
+        try:
+            return root.get_submodule(path)
+        except AttributeError:
+            continue
+    raise UnsupportedModelError(f"{type(root).__name__} has none of: {', '.join(paths)}")

@@ -1,0 +1,1 @@
+"""Pure tensor maths: similarity, segmentation, merging, selection; no model, no config."""

@@ -1,0 +1,152 @@
+"""What one call of a compressed model did: frames, tokens and where every survivor came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from earlytom.ops.plan import MergePlan
+from earlytom.stages import VideoState
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """One video of the call.
+
+    Attributes:
+        frames_in: frames given to the vision encoder.
+        merge_layers: encoder layers after which frames were merged.
+        frames_per_merge_point: frames left after each of those layers.
+        tokens_in: visual tokens that the uncompressed model would feed the language model,
+            newline tokens excluded.
+        tokens_out: visual tokens that entered it, newline tokens excluded.
+        tokens_per_frame: tokens of one frame after pooling.
+        plans: the merge plan of every merge point.
+        first: for every frame left, the input frame whose place it keeps.
+        count: for every frame left, how many input frames it stands for.
+        slots: for every frame left, the frame slot it occupies for the language model.
+        index: ``[tokens_out]`` int64, every token as ``frame left * tokens_per_frame + patch``, or
+            None if all tokens of the frames left were kept.
+        received: ``[frames left, tokens]`` received attention that selection saw, or None.
+    """
+
+    frames_in: int
+    merge_layers: tuple[int, ...]
+    frames_per_merge_point: tuple[int, ...]
+    tokens_in: int
+    tokens_out: int
+    tokens_per_frame: int
+    plans: tuple[MergePlan, ...]
+    first: tuple[int, ...]
+    count: tuple[int, ...]
+    slots: tuple[int, ...]
+    index: Tensor | None
+    received: Tensor | None
+
+    @property
+    def frames_out(self) -> int:
+        """Frames left behind the vision encoder."""
+        return len(self.first)
+
+    def provenance(self) -> list[tuple[int, int, int]]:
+        """Return ``(input frame, patch, input frames it stands for)`` of every token, in order."""
+        s = self.tokens_per_frame
+        rows = range(self.frames_out * s) if self.index is None else self.index.tolist()
+        return [(self.first[i // s], i % s, self.count[i // s]) for i in rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts (no tensors) as JSON-ready data."""
+        return {
+            "frames_in": self.frames_in,
+            "frames_out": self.frames_out,
+            "merge_layers": list(self.merge_layers),
+            "frames_per_merge_point": list(self.frames_per_merge_point),
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "frame_members": [list(m) for m in self._members()],
+        }
+
+    def _members(self) -> list[tuple[int, ...]]:
+        if not self.plans:
+            return [(f,) for f in range(self.frames_in)]
+        plan = self.plans[0]
+        for nxt in self.plans[1:]:
+            plan = plan.then(nxt)
+        return list(plan.members)
+
+
+@dataclass
+class Report:
+    """The last call of a compressed model; see :func:`earlytom.last_report`.
+
+    Attributes:
+        method: name of the method.
+        retention_ratio: the ratio asked for.
+        positions: how the survivors were placed: ``renumber``, ``keep`` or ``respace``.
+        videos: one entry per video, in the order of ``pixel_values_videos``.
+        prompt_columns: (before, after) columns of the prompt for the language model, or None
+            before prefill.
+        inner: (layer, columns before, columns after) of stage III, or None.
+    """
+
+    method: str
+    retention_ratio: float
+    positions: str
+    videos: list[VideoReport] = field(default_factory=list)
+    prompt_columns: tuple[int, int] | None = None
+    inner: tuple[int, int, int] | None = None
+
+    @property
+    def tokens_in(self) -> int:
+        """Visual tokens of all videos without compression."""
+        return sum(v.tokens_in for v in self.videos)
+
+    @property
+    def tokens_out(self) -> int:
+        """Visual tokens of all videos that entered the language model."""
+        return sum(v.tokens_out for v in self.videos)
+
+    @property
+    def achieved_retention(self) -> float:
+        """``tokens_out / tokens_in``; 1.0 for a call without video."""
+        return self.tokens_out / self.tokens_in if self.tokens_in else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but tensors as JSON-ready data."""
+        return {
+            "method": self.method,
+            "retention_ratio": self.retention_ratio,
+            "achieved_retention": self.achieved_retention,
+            "positions": self.positions,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "prompt_columns": self.prompt_columns,
+            "inner": self.inner,
+            "videos": [v.to_dict() for v in self.videos],
+        }
+
+
+def video_report(
+    state: VideoState,
+    tokens_per_frame: int,
+    slots: tuple[int, ...],
+    index: Tensor | None,
+    received: Tensor | None,
+) -> VideoReport:
+    """Summarise one video after selection."""
+    return VideoReport(
+        frames_in=state.n_input,
+        merge_layers=tuple(state.layers),
+        frames_per_merge_point=tuple(p.n_output for p in state.plans),
+        tokens_in=state.n_input * tokens_per_frame,
+        tokens_out=state.n_frames * tokens_per_frame if index is None else index.numel(),
+        tokens_per_frame=tokens_per_frame,
+        plans=tuple(state.plans),
+        first=state.first,
+        count=state.count,
+        slots=slots,
+        index=index,
+        received=received,
+    )

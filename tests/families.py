@@ -1,0 +1,182 @@
+"""Tiny random models, one builder per family, and prompts for them (shared by the matrix)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+PAD, BOS, EOS, IMAGE, VIDEO = 0, 1, 127, 101, 102
+SPECIAL = [PAD, BOS, IMAGE, VIDEO, EOS]
+FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of the matrix: how to build a tiny model and inputs for it."""
+
+    name: str
+    frames: int = FRAMES
+    tokens_per_frame: int = 9
+
+    def model(self, dtype: torch.dtype = torch.float32, attn: str = "sdpa") -> nn.Module:
+        return build_llava_onevision(dtype, attn)
+
+    def inputs(self, prompts: Sequence[Sequence[str]], seed: int = 1, **kw: Any) -> dict[str, Any]:
+        return llava_inputs(prompts, seed=seed, **kw)
+
+
+FAMILIES = [Family("llava_onevision")]
+
+
+def randomise(model: nn.Module) -> None:
+    """Fill with seeded noise large enough that every layer matters."""
+    g = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=g)
+            if p.dim() == 2:
+                p.copy_((noise * 0.6 / p.shape[-1] ** 0.5).to(p.dtype))
+            elif p.dim() > 2:
+                p.copy_((noise * 0.05).to(p.dtype))
+            elif "norm" not in name:
+                p.copy_((noise * 0.05).to(p.dtype))
+
+
+def llava_config() -> Any:
+    from transformers import LlavaOnevisionConfig
+
+    return LlavaOnevisionConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "image_size": 70,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 128,
+            "max_position_embeddings": 4096,
+            "pad_token_id": PAD,
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
+        },
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=[[70, 70]],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+
+
+def build_llava_onevision(
+    dtype: torch.dtype = torch.float32, attn: str = "sdpa"
+) -> nn.Module:
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    torch.manual_seed(0)
+    model = LlavaOnevisionForConditionalGeneration._from_config(
+        llava_config(), attn_implementation=attn
+    )
+    model = model.to(dtype).eval()
+    randomise(model)
+    return model
+
+
+def smooth_video(frames: int, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Video-like pixels: two scenes, each a drifting picture plus a little noise."""
+    cut = frames // 2 + 1
+    scene = torch.randn(2, 3, side, side, generator=generator)
+    drift = torch.randn(2, 3, side, side, generator=generator) * 0.15
+    out = [
+        scene[int(t >= cut)] + drift[int(t >= cut)] * t
+        + 0.05 * torch.randn(3, side, side, generator=generator)
+        for t in range(frames)
+    ]
+    return torch.stack(out)
+
+
+def llava_inputs(
+    prompts: Sequence[Sequence[str]],
+    frames: int = FRAMES,
+    seed: int = 1,
+    dtype: torch.dtype = torch.float32,
+    left: bool = True,
+) -> dict[str, Any]:
+    """Prompts are lists like ``["t5", "v", "t3", "i"]``: text of n tokens, video, image."""
+    g = torch.Generator().manual_seed(seed)
+    rows, videos, images = [], 0, 0
+    for prompt in prompts:
+        row = [BOS]
+        for part in prompt:
+            if part == "v":
+                row += [VIDEO] * (frames * 9 + 1)
+                videos += 1
+            elif part == "i":
+                row += [IMAGE] * (25 + 25 + 5)
+                images += 1
+            else:
+                row += torch.randint(2, 100, (int(part[1:]),), generator=g).tolist()
+        rows.append(row)
+    width = max(map(len, rows))
+    pad = [[PAD] * (width - len(r)) for r in rows]
+    zero = [[0] * (width - len(r)) for r in rows]
+    one = [[1] * len(r) for r in rows]
+    joined = zip(pad, zero, rows, one, strict=True)
+    both = [(p + r, z + o) if left else (r + p, o + z) for p, z, r, o in joined]
+    out: dict[str, Any] = {
+        "input_ids": torch.tensor([ids for ids, _ in both]),
+        "attention_mask": torch.tensor([mask for _, mask in both]),
+    }
+    if videos:
+        pixels = [smooth_video(frames, 70, g) for _ in range(videos)]
+        out["pixel_values_videos"] = torch.stack(pixels).to(dtype)
+    if images:
+        out["pixel_values"] = torch.randn(images, 2, 3, 70, 70, generator=g).to(dtype)
+        out["image_sizes"] = torch.tensor([[70, 70]] * images)
+        out["batch_num_images"] = torch.tensor([1] * images)
+    return out
+
+
+PROMPTS: dict[str, list[list[str]]] = {
+    "one_video": [["t5", "v", "t4"]],
+    "batch_padded": [["t5", "v", "t4"], ["t2", "v", "t13"]],
+    "two_videos": [["t3", "v", "t2", "v", "t4"]],
+    "image_and_video": [["t3", "i", "t2", "v", "t4"]],
+    "batch_mixed": [["t3", "i", "v", "t4"], ["v", "t2", "v", "t5"]],
+    "image_only": [["t3", "i", "t4"]],
+    "text_only": [["t12"]],
+}
+
+
+def forward(model: nn.Module, inputs: dict[str, Any], **kw: Any) -> Any:
+    with torch.no_grad():
+        return model(**{k: v.clone() for k, v in inputs.items()}, **kw)
+
+
+def generate(model: nn.Module, inputs: dict[str, Any], **kw: Any) -> Any:
+    settings = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": SPECIAL, **kw}
+    with torch.no_grad():
+        return model.generate(**{k: v.clone() for k, v in inputs.items()}, **settings)
+
+
+def row_alone(inputs: dict[str, Any], row: int, videos: list[int]) -> dict[str, Any]:
+    """Inputs of one batch row without its left padding; ``videos`` are its video numbers."""
+    count = int(inputs["attention_mask"][row].sum())
+    return {
+        "input_ids": inputs["input_ids"][row : row + 1, -count:],
+        "attention_mask": inputs["attention_mask"][row : row + 1, -count:],
+        "pixel_values_videos": inputs["pixel_values_videos"][videos],
+    }

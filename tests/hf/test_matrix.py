@@ -1,0 +1,180 @@
+"""Behaviour that every method must show on every family (see ``tests.matrix``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import earlytom
+from tests.families import FAMILIES, PROMPTS, Family, forward, generate, row_alone
+from tests.matrix import METHODS
+from tests.toys import IDENTITY
+
+VIDEO_PROMPTS = [k for k in PROMPTS if "only" not in k]
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda f: f.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family: Family) -> nn.Module:
+    return family.model()
+
+
+@pytest.fixture(autouse=True)
+def _always_restored(model: nn.Module) -> Iterator[None]:
+    yield
+    earlytom.restore(model)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_keep_everything_is_bit_identical(family: Family, model: nn.Module, prompt: str) -> None:
+    inputs = family.inputs(PROMPTS[prompt])
+    logits, tokens = forward(model, inputs).logits, generate(model, inputs)
+    with IDENTITY(model):
+        assert torch.equal(forward(model, inputs).logits, logits)
+        assert torch.equal(generate(model, inputs), tokens)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("name", METHODS)
+def test_decode_equals_full_reforward(
+    family: Family, model: nn.Module, name: str, prompt: str
+) -> None:
+    method = METHODS[name]
+    inputs = family.inputs(PROMPTS[prompt])
+    width = inputs["input_ids"].shape[1]
+    with method(model):
+        out = generate(model, inputs, return_dict_in_generate=True, output_logits=True)
+        new = out.sequences.shape[1] - width
+        stepwise = torch.stack(out.logits, 1)
+        assert torch.equal(out.sequences[:, :width], inputs["input_ids"])
+        assert stepwise.isfinite().all()
+        if method.inner_layer(4) is not None:
+            return  # a re-forward ranks columns by another last query
+        full = dict(inputs)
+        full["input_ids"] = out.sequences[:, :-1]
+        more = torch.ones(len(full["input_ids"]), new - 1, dtype=torch.long)
+        full["attention_mask"] = torch.cat([inputs["attention_mask"], more], 1)
+        for use_cache in (True, False):
+            again = forward(model, full, use_cache=use_cache).logits
+            assert again.shape[1] == full["input_ids"].shape[1]
+            torch.testing.assert_close(again[:, -new:], stepwise, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_row_equals_row_alone(family: Family, model: nn.Module, name: str) -> None:
+    both = family.inputs(PROMPTS["batch_padded"])
+    with METHODS[name](model):
+        kw = {"return_dict_in_generate": True, "output_logits": True}
+        together = torch.stack(generate(model, both, **kw).logits, 1)
+        for row in range(2):
+            alone = generate(model, row_alone(both, row, [row]), **kw).logits
+            torch.testing.assert_close(
+                together[row], torch.stack(alone, 1)[0], atol=5e-5, rtol=1e-4
+            )
+
+
+@pytest.mark.parametrize("prompt", VIDEO_PROMPTS)
+@pytest.mark.parametrize("name", METHODS)
+def test_counts_and_determinism(
+    family: Family, model: nn.Module, name: str, prompt: str
+) -> None:
+    method = METHODS[name]
+    inputs = family.inputs(PROMPTS[prompt])
+    with method(model):
+        first = forward(model, inputs).logits
+        report = earlytom.last_report(model)
+        second = forward(model, inputs).logits
+    assert torch.equal(first, second)
+    assert report is not None
+    assert len(report.videos) == inputs["pixel_values_videos"].shape[0]
+    for video in report.videos:
+        assert video.frames_in == family.frames
+        assert video.tokens_in == family.frames * family.tokens_per_frame
+        places = [(f, p) for f, p, _ in video.provenance()]
+        assert places == sorted(set(places)), "tokens must keep temporal and raster order"
+        assert len(places) == video.tokens_out
+        assert len(set(video.slots)) == video.frames_out
+        assert list(video.slots) == sorted(video.slots)
+    columns = report.prompt_columns or (inputs["input_ids"].shape[1],) * 2
+    if len(PROMPTS[prompt]) == 1:
+        assert columns[0] - columns[1] == report.tokens_in - report.tokens_out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_restore_is_bit_equal(family: Family, model: nn.Module, name: str) -> None:
+    inputs = family.inputs(PROMPTS["image_and_video"])
+    before = forward(model, inputs).logits
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    earlytom.compress(model, METHODS[name])
+    changed = forward(model, inputs).logits
+    earlytom.restore(model)
+    assert not torch.equal(before, changed), "the method did nothing"
+    assert torch.equal(forward(model, inputs).logits, before)
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    leftovers = [
+        n
+        for n, m in model.named_modules()
+        if any("earlytom" in k or k == "get_video_features" for k in m.__dict__)
+    ]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize("prompt", ["image_only", "text_only"])
+@pytest.mark.parametrize("name", METHODS)
+def test_prompts_without_video_are_untouched(
+    family: Family, model: nn.Module, name: str, prompt: str
+) -> None:
+    inputs = family.inputs(PROMPTS[prompt])
+    logits, tokens = forward(model, inputs).logits, generate(model, inputs)
+    with METHODS[name](model):
+        assert torch.equal(forward(model, inputs).logits, logits)
+        assert torch.equal(generate(model, inputs), tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision(family: Family, name: str, dtype: torch.dtype) -> None:
+    half = family.model(dtype)
+    inputs = family.inputs(PROMPTS["batch_padded"], dtype=dtype)
+    with METHODS[name](half):
+        logits = forward(half, inputs).logits
+        out = generate(half, inputs, return_dict_in_generate=True, output_logits=True)
+    assert logits.dtype == dtype
+    assert torch.stack(out.logits).isfinite().all()
+    report = earlytom.last_report(half)
+    assert report is not None
+    assert report.tokens_out <= report.tokens_in
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", METHODS)
+def test_attention_backends_agree(
+    family: Family, model: nn.Module, name: str, attn: str
+) -> None:
+    inputs = family.inputs(PROMPTS["batch_padded"])
+    other = family.model(attn=attn)
+    with METHODS[name](model), METHODS[name](other):
+        a, b = forward(model, inputs).logits, forward(other, inputs).logits
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(a[real], b[real], atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_right_padding_gives_the_same_logits(
+    family: Family, model: nn.Module, name: str
+) -> None:
+    if METHODS[name].inner_layer(4) is not None:
+        pytest.skip("the last query of a right-padded row is padding")
+    left = family.inputs(PROMPTS["batch_padded"])
+    right = family.inputs(PROMPTS["batch_padded"], left=False)
+    with METHODS[name](model):
+        a, b = forward(model, left).logits, forward(model, right).logits
+    a, b = a[left["attention_mask"].bool()], b[right["attention_mask"].bool()]
+    torch.testing.assert_close(a, b, atol=5e-5, rtol=1e-4)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from earlytom.models import use_llava_video_layout
+
 PAD, BOS, EOS, IMAGE, VIDEO = 0, 1, 127, 101, 102
 SPECIAL = [PAD, BOS, IMAGE, VIDEO, EOS]
 FRAMES = 8
@@ -22,14 +24,23 @@ class Family:
     frames: int = FRAMES
     tokens_per_frame: int = 9
 
+    newlines_per_video: int = 1
+
     def model(self, dtype: torch.dtype = torch.float32, attn: str = "sdpa") -> nn.Module:
-        return build_llava_onevision(dtype, attn)
+        model = build_llava_onevision(dtype, attn)
+        if self.name == "llava_video":
+            use_llava_video_layout(model)
+        return model
 
     def inputs(self, prompts: Sequence[Sequence[str]], seed: int = 1, **kw: Any) -> dict[str, Any]:
-        return llava_inputs(prompts, seed=seed, **kw)
+        width = self.frames * self.tokens_per_frame + self.newlines_per_video
+        return llava_inputs(prompts, seed=seed, video_tokens=width, **kw)
 
 
-FAMILIES = [Family("llava_onevision")]
+FAMILIES = [
+    Family("llava_onevision"),
+    Family("llava_video", tokens_per_frame=4, newlines_per_video=FRAMES * 2),
+]
 
 
 def randomise(model: nn.Module) -> None:
@@ -40,9 +51,7 @@ def randomise(model: nn.Module) -> None:
             noise = torch.randn(p.shape, generator=g)
             if p.dim() == 2:
                 p.copy_((noise * 0.6 / p.shape[-1] ** 0.5).to(p.dtype))
-            elif p.dim() > 2:
-                p.copy_((noise * 0.05).to(p.dtype))
-            elif "norm" not in name:
+            elif p.dim() > 2 or "norm" not in name:
                 p.copy_((noise * 0.05).to(p.dtype))
 
 
@@ -81,9 +90,7 @@ def llava_config() -> Any:
     )
 
 
-def build_llava_onevision(
-    dtype: torch.dtype = torch.float32, attn: str = "sdpa"
-) -> nn.Module:
+def build_llava_onevision(dtype: torch.dtype = torch.float32, attn: str = "sdpa") -> nn.Module:
     from transformers import LlavaOnevisionForConditionalGeneration
 
     torch.manual_seed(0)
@@ -101,7 +108,8 @@ def smooth_video(frames: int, side: int, generator: torch.Generator) -> torch.Te
     scene = torch.randn(2, 3, side, side, generator=generator)
     drift = torch.randn(2, 3, side, side, generator=generator) * 0.15
     out = [
-        scene[int(t >= cut)] + drift[int(t >= cut)] * t
+        scene[int(t >= cut)]
+        + drift[int(t >= cut)] * t
         + 0.05 * torch.randn(3, side, side, generator=generator)
         for t in range(frames)
     ]
@@ -114,6 +122,7 @@ def llava_inputs(
     seed: int = 1,
     dtype: torch.dtype = torch.float32,
     left: bool = True,
+    video_tokens: int = FRAMES * 9 + 1,
 ) -> dict[str, Any]:
     """Prompts are lists like ``["t5", "v", "t3", "i"]``: text of n tokens, video, image."""
     g = torch.Generator().manual_seed(seed)
@@ -122,7 +131,7 @@ def llava_inputs(
         row = [BOS]
         for part in prompt:
             if part == "v":
-                row += [VIDEO] * (frames * 9 + 1)
+                row += [VIDEO] * video_tokens
                 videos += 1
             elif part == "i":
                 row += [IMAGE] * (25 + 25 + 5)

@@ -137,7 +137,8 @@ class Method:
         if not isinstance(data, dict) or not isinstance(data.get("method"), str):
             raise ConfigError('a method config is a JSON object with a "method" name')
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return load_method(values.pop("method"), **values)
+        del values["method"]
+        return load_method(data["method"], **values)
 
     @staticmethod
     def from_json(text: str) -> Method:

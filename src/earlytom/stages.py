@@ -23,6 +23,7 @@ class VideoState:
         layers: the encoder layer after which each of those plans was applied.
         groups: inclusive segments of the frames present (what stage II decouples), or ``()``.
         received: attention received per patch ``[frames present, patches]`` float32, or None.
+        n_layers: depth of the encoder, None where it is not known.
     """
 
     n_input: int
@@ -32,11 +33,12 @@ class VideoState:
     layers: list[int] = field(default_factory=list)
     groups: Groups = ()
     received: Tensor | None = None
+    n_layers: int | None = None
 
     @classmethod
-    def start(cls, n_input: int) -> VideoState:
+    def start(cls, n_input: int, n_layers: int | None = None) -> VideoState:
         """State of a video of ``n_input`` frames before the first encoder layer."""
-        return cls(n_input, tuple(range(n_input)), (1,) * n_input)
+        return cls(n_input, tuple(range(n_input)), (1,) * n_input, n_layers=n_layers)
 
     @property
     def n_frames(self) -> int:

@@ -82,9 +82,7 @@ def test_batch_row_equals_row_alone(family: Family, model: nn.Module, name: str)
 
 @pytest.mark.parametrize("prompt", VIDEO_PROMPTS)
 @pytest.mark.parametrize("name", METHODS)
-def test_counts_and_determinism(
-    family: Family, model: nn.Module, name: str, prompt: str
-) -> None:
+def test_counts_and_determinism(family: Family, model: nn.Module, name: str, prompt: str) -> None:
     method = METHODS[name]
     inputs = family.inputs(PROMPTS[prompt])
     with method(model):
@@ -104,13 +102,16 @@ def test_counts_and_determinism(
         assert list(video.slots) == sorted(video.slots)
     columns = report.prompt_columns or (inputs["input_ids"].shape[1],) * 2
     if len(PROMPTS[prompt]) == 1:
-        assert columns[0] - columns[1] == report.tokens_in - report.tokens_out
+        removed = columns[0] - columns[1] - (report.tokens_in - report.tokens_out)
+        newlines = (family.newlines_per_video - 1) * len(report.videos)  # one at the end stays
+        assert 0 <= removed <= newlines
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_restore_is_bit_equal(family: Family, model: nn.Module, name: str) -> None:
     inputs = family.inputs(PROMPTS["image_and_video"])
     before = forward(model, inputs).logits
+    attributes = _private_attributes(model)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     earlytom.compress(model, METHODS[name])
     changed = forward(model, inputs).logits
@@ -118,12 +119,11 @@ def test_restore_is_bit_equal(family: Family, model: nn.Module, name: str) -> No
     assert not torch.equal(before, changed), "the method did nothing"
     assert torch.equal(forward(model, inputs).logits, before)
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
-    leftovers = [
-        n
-        for n, m in model.named_modules()
-        if any("earlytom" in k or k == "get_video_features" for k in m.__dict__)
-    ]
-    assert leftovers == []
+    assert _private_attributes(model) == attributes
+
+
+def _private_attributes(model: nn.Module) -> list[tuple[str, list[str]]]:
+    return [(name, sorted(module.__dict__)) for name, module in model.named_modules()]
 
 
 @pytest.mark.parametrize("prompt", ["image_only", "text_only"])
@@ -155,9 +155,7 @@ def test_half_precision(family: Family, name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", METHODS)
-def test_attention_backends_agree(
-    family: Family, model: nn.Module, name: str, attn: str
-) -> None:
+def test_attention_backends_agree(family: Family, model: nn.Module, name: str, attn: str) -> None:
     inputs = family.inputs(PROMPTS["batch_padded"])
     other = family.model(attn=attn)
     with METHODS[name](model), METHODS[name](other):
@@ -167,9 +165,7 @@ def test_attention_backends_agree(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_right_padding_gives_the_same_logits(
-    family: Family, model: nn.Module, name: str
-) -> None:
+def test_right_padding_gives_the_same_logits(family: Family, model: nn.Module, name: str) -> None:
     if METHODS[name].inner_layer(4) is not None:
         pytest.skip("the last query of a right-padded row is padding")
     left = family.inputs(PROMPTS["batch_padded"])

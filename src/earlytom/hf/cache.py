@@ -56,6 +56,8 @@ class VirtualLengthLayer(DynamicLayer):
     """A dynamic cache layer that reports the length the prompt had before compression."""
 
     offset = 0
+    keys: Tensor
+    values: Tensor
 
     def get_seq_length(self, *args: Any) -> int:
         """Return the uncompressed length, 0 when empty."""

@@ -51,6 +51,7 @@ class Controller:
         self._check(depth, inner)
         self._handles: list[Any] = []
         self._probes: list[Probe] = []
+        self._own_features: Any = None
 
     def _check(self, depth: int, inner: int | None) -> None:
         usable = self.adapter.usable_layers
@@ -113,6 +114,8 @@ class Controller:
             )
         )
         inner = adapter.inner
+        # an instance may already carry an override of its own (a LLaVA-Video layout)
+        self._own_features = inner.__dict__.get("get_video_features")
         object.__setattr__(inner, CONTROLLER, self)
         object.__setattr__(inner, "get_video_features", _VideoFeatures(inner, self))
 
@@ -124,8 +127,11 @@ class Controller:
             probe.remove()
         self._handles.clear()
         self._probes.clear()
-        self.adapter.inner.__dict__.pop("get_video_features", None)
-        self.adapter.inner.__dict__.pop(CONTROLLER, None)
+        attributes = self.adapter.inner.__dict__
+        if attributes.pop(CONTROLLER, None) is not None:
+            del attributes["get_video_features"]
+            if self._own_features is not None:
+                attributes["get_video_features"] = self._own_features
 
     # ------------------------------------------------------------------ reports
     def report(self) -> Report:
@@ -154,9 +160,10 @@ class _VideoFeatures:
     """Stands in for ``inner.get_video_features`` (same signature) while a method is on."""
 
     def __init__(self, inner: nn.Module, controller: Controller) -> None:
-        self._original = inner.get_video_features
+        original: Any = inner.get_video_features
+        self._original = original
         self._controller = controller
-        functools.update_wrapper(self, self._original)
+        functools.update_wrapper(self, original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         controller = self._controller

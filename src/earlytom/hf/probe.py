@@ -34,7 +34,7 @@ class Probe:
         self.module = module
         self.sink = sink
         self.config: Any = module.config
-        private = copy.copy(self.config)
+        private: Any = copy.copy(self.config)
         private._attn_implementation = PROBE_NAME
         object.__setattr__(module, "config", private)
         object.__setattr__(module, _ATTR, self)

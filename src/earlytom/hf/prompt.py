@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from earlytom.errors import VideoError
 from earlytom.hf.cache import (
     STATE,
     CacheState,
@@ -71,9 +72,27 @@ class PromptSide:
 
     # ------------------------------------------------------------------ hooks
     def before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Pre-hook of the multimodal model: remember which columns are video placeholders."""
+        """Pre-hook of the multimodal model: remember which columns are video placeholders.
+
+        Raises:
+            VideoError: the prompt's placeholders do not fit the videos.
+        """
         ids = kwargs.get("input_ids", args[0] if args else None)
         self._visual = None if ids is None else ids == self.adapter.video_token_id
+        if self._visual is None:
+            return
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("video")  # generate encodes ahead
+        if kwargs.get("pixel_values_videos") is not None:
+            needed = self.adapter.placeholder_count(self.adapter.frame_counts(kwargs))
+        elif encoded is not None:
+            needed = sum(len(rows) for rows in self.adapter.read_features(encoded, []))
+        else:
+            return
+        found = int(self._visual.sum())
+        if found != needed:
+            raise VideoError(
+                f"the prompt holds {found} video placeholder tokens, but its videos need {needed}"
+            )
 
     def before_language_model(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of the language model: compact a prompt, or continue on a compressed cache."""

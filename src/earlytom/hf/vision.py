@@ -129,7 +129,7 @@ class VisionSide:
         """Call the model's own ``get_video_features`` and select tokens on its result."""
         arguments = inspect.signature(original).bind(*args, **kwargs).arguments
         counts = self.adapter.frame_counts(arguments)
-        self.call = VideoCall([VideoState.start(t) for t in counts])
+        self.call = VideoCall([VideoState.start(t, self.adapter.usable_layers) for t in counts])
         try:
             output = original(*args, **kwargs)
             return self._select(output, self.call)
@@ -137,33 +137,30 @@ class VisionSide:
             self.call = None
 
     def _select(self, output: Any, call: VideoCall) -> Any:
-        size = self.adapter.tokens_per_frame
-        inputs = [v.n_input for v in call.videos]
-        rows = self.adapter.read_features(output, inputs)
+        adapter, size = self.adapter, self.adapter.tokens_per_frame
+        videos = adapter.read_features(output, [v.n_input for v in call.videos])
         changed, self.reports = False, []
         for v, (state, slots) in enumerate(zip(call.videos, call.slots, strict=True)):
-            total = state.n_input * size
-            if rows[v].shape[0] < total:
-                raise UnsupportedModelError(
-                    f"expected at least {total} feature rows for {state.n_input} frames, "
-                    f"got {rows[v].shape[0]}"
-                )
-            frames = rows[v][:total].unflatten(0, (state.n_input, size))
-            where = torch.tensor(slots, device=frames.device)
-            kept = frames.index_select(0, where) if state.n_frames != state.n_input else frames
+            tokens = adapter.take_tokens(videos[v], state.n_input)
+            where = torch.tensor(slots, device=tokens.device)
+            merged = state.n_frames != state.n_input
+            present = tokens.index_select(0, where) if merged else tokens
             received = state.received
             if received is not None:
-                received = self.adapter.pool(received.unsqueeze(-1)).squeeze(-1)
+                received = adapter.pool(received.unsqueeze(-1)).squeeze(-1)
             chosen = self.method.select_tokens(
-                VideoFeatures(kept, received, self.adapter.grid, state)
+                VideoFeatures(present, received, adapter.grid, state)
             )
+            if chosen is None and merged:
+                chosen = TokenSelection(torch.arange(len(slots) * size, device=tokens.device))
             if chosen is not None:
-                rows[v] = _mark(rows[v], kept, where, chosen, total)
+                tokens, kept = _mark(tokens, present, where, chosen)
+                videos[v] = adapter.put_tokens(videos[v], tokens, kept)
                 changed = True
             self.reports.append(
                 video_report(state, size, slots, None if chosen is None else chosen.index, received)
             )
-        return self.adapter.write_features(output, rows) if changed else output
+        return adapter.write_features(output, videos) if changed else output
 
 
 def frame_slots(state: VideoState, positions: str) -> tuple[int, ...]:
@@ -176,19 +173,21 @@ def frame_slots(state: VideoState, positions: str) -> tuple[int, ...]:
     return tuple((2 * k * (t - 1) + n - 1) // (2 * (n - 1)) for k in range(n))
 
 
-def _mark(rows: Tensor, kept: Tensor, slots: Tensor, chosen: TokenSelection, total: int) -> Tensor:
-    """Return ``rows`` with tokens that were not chosen set to NaN and merged values written.
-
-    Rows from ``total`` on (newline tokens) stay as they are.
-    """
-    index = chosen.index.to(rows.device)
+def _mark(
+    tokens: Tensor, present: Tensor, slots: Tensor, chosen: TokenSelection
+) -> tuple[Tensor, Tensor]:
+    """Write the chosen tokens into a NaN copy of ``tokens``; also return which ones are there."""
+    index = chosen.index.to(tokens.device)
     if index.numel() == 0:
         raise VideoError("a method selected no token of a video; at least 1 is needed")
     if chosen.features is None:
-        values = kept.flatten(0, 1).index_select(0, index)
+        values = present.flatten(0, 1).index_select(0, index)
     else:
-        values = chosen.features.to(rows.dtype)
-    size = kept.shape[1]
+        values = chosen.features.to(tokens.dtype)
+    size = tokens.shape[1]
     target = slots[torch.div(index, size, rounding_mode="floor")] * size + index % size
-    blank = torch.full_like(rows[:total], float("nan")).index_copy(0, target, values)
-    return torch.cat([blank, rows[total:]])
+    blank = torch.full_like(tokens, float("nan")).flatten(0, 1)
+    kept = torch.zeros(blank.shape[0], dtype=torch.bool, device=tokens.device)
+    kept[target] = True
+    filled = blank.index_copy(0, target, values).unflatten(0, tokens.shape[:2])
+    return filled, kept.unflatten(0, tokens.shape[:2])

@@ -9,6 +9,15 @@ from torch import nn
 from earlytom.errors import UnsupportedModelError
 from earlytom.models.base import Adapter
 from earlytom.models.llava_onevision import LlavaOnevision
+from earlytom.models.llava_video import LAYOUT, LlavaVideo, use_llava_video_layout
+
+__all__ = [
+    "Adapter",
+    "find_adapter",
+    "supported_model_types",
+    "unwrap",
+    "use_llava_video_layout",
+]
 
 FAMILIES: tuple[type[Adapter], ...] = (LlavaOnevision,)
 
@@ -40,6 +49,8 @@ def find_adapter(model: Any) -> Adapter:
             continue
         if not isinstance(getattr(module, "language_model", None), nn.Module):
             continue
+        if LAYOUT in module.__dict__:
+            return LlavaVideo(module)
         kind = getattr(getattr(module, "config", None), "model_type", None)
         for family in FAMILIES:
             if kind in family.model_types:

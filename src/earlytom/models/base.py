@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from earlytom.errors import UnsupportedModelError
@@ -78,13 +79,30 @@ class Adapter:
 
     def join_frames(self, videos: list[Tensor]) -> Tensor:
         """Undo :meth:`split_frames`."""
-        import torch
-
         return torch.cat(videos)
 
     def pool(self, x: Tensor) -> Tensor:
         """Pool ``[frames, patches, dim]`` to ``[frames, tokens, dim]`` as the model does."""
         return x
+
+    def placeholder_count(self, frames: list[int]) -> int:
+        """Placeholder tokens that a prompt with videos of so many frames must hold."""
+        raise NotImplementedError
+
+    def take_tokens(self, rows: Tensor, n_frames: int) -> Tensor:
+        """Return the visual tokens ``[frames, tokens, dim]`` among the rows of one video."""
+        total = n_frames * self.tokens_per_frame
+        return rows[:total].unflatten(0, (n_frames, self.tokens_per_frame))
+
+    def put_tokens(self, rows: Tensor, tokens: Tensor, kept: Tensor) -> Tensor:
+        """Undo :meth:`take_tokens`; rows of other tokens (newlines) stay or become NaN.
+
+        Args:
+            rows: ``[rows, dim]`` of one video.
+            tokens: ``[frames, tokens, dim]``, NaN where a token was dropped.
+            kept: ``[frames, tokens]`` bool.
+        """
+        return torch.cat([tokens.flatten(0, 1), rows[kept.numel() :]])
 
     def read_features(self, output: Any, frames: list[int]) -> list[Tensor]:
         """Return per video the rows ``[frames * tokens + extra, dim]`` that will be scattered."""

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision (and LLaVA-Video in its converted form): SigLIP tower, Qwen2, 1-D RoPE."""
+"""LLaVA-OneVision: SigLIP tower, Qwen2 language model, 1-D RoPE."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ class LlavaOnevision(Adapter):
                 "pixel_values_videos holds videos of zero frames; at least 1 is needed"
             )
         return [pixels.shape[1]] * pixels.shape[0]
+
+    def placeholder_count(self, frames: list[int]) -> int:
+        """Tokens of every frame and one newline token per video."""
+        return sum(t * self.tokens_per_frame + 1 for t in frames)
 
     def pool(self, x: Tensor) -> Tensor:
         """Pool with the model's own ``apply_pooling``."""

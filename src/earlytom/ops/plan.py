@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from earlytom.ops.tensors import to_device
+
+Groups = tuple[tuple[int, int], ...]
+
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A sparse row-stochastic matrix ``W [N, T]`` that merges ``T`` frames into ``N``.
+    """A sparse matrix ``W [N, T]`` with rows of sum 1 that merges ``T`` frames into ``N``.
 
     Merging is linear, so the same plan is applied to hidden states and to received attention.
 
@@ -18,46 +23,62 @@ class MergePlan:
         n_input: number of frames ``T`` before the merge.
         members: for every output frame its input frames, ascending; the first one is the frame
             whose place (position, timestamp) the output keeps.
-        weights: same shape as ``members``; every row sums to 1.
+        weights: same shape as ``members``; every row sums to 1. A member may have weight 0: it is
+            represented by the output frame without changing it.
         groups: inclusive ``(start, end)`` segments of input frames that led to the decision.
     """
 
     n_input: int
     members: tuple[tuple[int, ...], ...]
     weights: tuple[tuple[float, ...], ...]
-    groups: tuple[tuple[int, int], ...] = ()
+    groups: Groups = ()
 
     @property
     def n_output(self) -> int:
         """Number of frames ``N`` after the merge."""
         return len(self.members)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether applying the plan changes nothing."""
+        return self._sources() == list(range(self.n_input))
+
     @classmethod
-    def identity(cls, n: int, groups: tuple[tuple[int, int], ...] = ()) -> MergePlan:
+    def identity(cls, n: int, groups: Groups = ()) -> MergePlan:
         """Return the plan that keeps all ``n`` frames."""
         return cls(n, tuple((i,) for i in range(n)), ((1.0,),) * n, groups)
 
     def apply(self, x: Tensor) -> Tensor:
         """Merge ``x [T, ...]`` to ``[N, ...]`` in the dtype of ``x``; copied frames are bit-equal.
 
-        Sums run in float32 (in the dtype of ``x`` if that is wider). Frames of weight 1 are
-        gathered, not multiplied.
+        Sums run in float32 (in the dtype of ``x`` if that is wider). Frames that are a copy of one
+        member are gathered, not multiplied: a member of weight 0 is never read. The identity
+        returns ``x`` itself.
+
+        Raises:
+            ValueError: ``x`` does not have ``n_input`` frames.
         """
-        first = torch.tensor([m[0] for m in self.members], device=x.device)
-        out = x.index_select(0, first)
-        rows = [i for i, w in enumerate(self.weights) if w != (1.0,)]
+        if x.shape[0] != self.n_input:
+            raise ValueError(f"this plan merges {self.n_input} frames, got {x.shape[0]}")
+        sources = self._sources()
+        if sources == list(range(self.n_input)):
+            return x
+        gathered = [m[0] if s is None else s for s, m in zip(sources, self.members, strict=True)]
+        out = x.index_select(0, to_device(gathered, x.device))
+        rows = [i for i, s in enumerate(sources) if s is None]
         if not rows:
             return out
         width = max(len(self.members[i]) for i in rows)
-        member = [list(self.members[i]) + [0] * (width - len(self.members[i])) for i in rows]
-        weight = [list(self.weights[i]) + [0.0] * (width - len(self.weights[i])) for i in rows]
-        index = torch.tensor(member, device=x.device)
+        # padding repeats the row's first member: it must not read (0 * NaN) an unrelated frame
+        member = [_pad(self.members[i], width, self.members[i][0]) for i in rows]
+        weight = [_pad(self.weights[i], width, 0.0) for i in rows]
+        index = to_device(member, x.device)
         acc = torch.promote_types(x.dtype, torch.float32)
-        w = torch.tensor(weight, device=x.device, dtype=acc).view(*index.shape, *[1] * (x.dim() - 1))
+        w = to_device(weight, x.device, acc).view(*index.shape, *[1] * (x.dim() - 1))
         merged = x.index_select(0, index[:, 0]).to(acc) * w[:, 0]
         for k in range(1, width):
             merged += x.index_select(0, index[:, k]).to(acc) * w[:, k]
-        return out.index_copy(0, torch.tensor(rows, device=x.device), merged.to(x.dtype))
+        return out.index_copy(0, to_device(rows, x.device), merged.to(x.dtype))
 
     def dense(self) -> Tensor:
         """Return ``W [N, T]`` in float64 on the CPU (for tests and drawings)."""
@@ -79,3 +100,15 @@ class MergePlan:
             members.append(tuple(frames))
             weights.append(tuple(total[f] for f in frames))
         return MergePlan(self.n_input, tuple(members), tuple(weights), after.groups)
+
+    def _sources(self) -> list[int | None]:
+        """Return per output frame the input frame that it copies, or None if it is a sum."""
+        found: list[int | None] = []
+        for members, weights in zip(self.members, self.weights, strict=True):
+            used = [m for m, w in zip(members, weights, strict=True) if w != 0.0]
+            found.append(used[0] if len(used) == 1 and 1.0 in weights else None)
+        return found
+
+
+def _pad(row: tuple[Any, ...], width: int, fill: Any) -> list[Any]:
+    return [*row, *[fill] * (width - len(row))]

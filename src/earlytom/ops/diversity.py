@@ -1,0 +1,100 @@
+"""Choose tokens that differ from each other, and give the rest to their nearest kept token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from earlytom.ops.tensors import CHUNK_BYTES, full_precision, slices, unit_rows
+
+GRAM_BYTES = 256 << 20  # 8192 tokens
+
+
+def diverse_tokens(features: Tensor, count: int, max_bytes: int = GRAM_BYTES) -> Tensor:
+    """Farthest-point selection by cosine distance.
+
+    The first token is the one that differs most from the mean of its frame; every next token is
+    the one farthest from all chosen so far. Ties go to the lowest index. Sequential over ``count``,
+    vectorised over candidates, without reading anything back to the host.
+
+    Args:
+        features: ``[N, S, D]`` of any float dtype; the maths is float32.
+        count: tokens to choose, in [1, N * S].
+        max_bytes: all similarities are computed at once if they fit, else one row per choice.
+
+    Returns:
+        ``[count]`` int64, ascending indices into ``N * S``.
+    """
+    features = features.detach().float()
+    unit = unit_rows(features)
+    centre = unit_rows(features.mean(dim=1, keepdim=True))
+    first = (unit * centre).sum(-1).flatten().argmin()
+    unit = unit.flatten(0, 1)
+    chosen = first.repeat(count)
+    nearest = torch.full_like(unit[:, 0], -torch.inf)
+    with full_precision(unit.device):
+        similarity = _similarities(unit, max_bytes)
+        for i in range(1, count):
+            torch.maximum(nearest, similarity(chosen[i - 1 : i]), out=nearest)
+            torch.argmin(nearest, dim=0, keepdim=True, out=chosen[i : i + 1])
+    return chosen.sort().values
+
+
+def _similarities(unit: Tensor, max_bytes: int) -> Callable[[Tensor], Tensor]:
+    """Return a function from token ``[1]`` to its similarities ``[n]``, at most 1.
+
+    The token itself gets infinity: no token is chosen twice, even among identical ones.
+    """
+    if 4 * unit.shape[0] ** 2 <= max_bytes:
+        table = (unit @ unit.mT).clamp_max_(1.0).fill_diagonal_(torch.inf)
+        return lambda token: table.index_select(0, token)[0]
+
+    def row(token: Tensor) -> Tensor:
+        similar = unit @ unit.index_select(0, token)[0]
+        return similar.clamp_max_(1.0).index_fill_(0, token, torch.inf)
+
+    return row
+
+
+def nearest_kept(others: Tensor, kept: Tensor, max_bytes: int = CHUNK_BYTES) -> Tensor:
+    """Return for every row of ``others`` the most cosine-similar row of ``kept``.
+
+    Args:
+        others: ``[m, D]``.
+        kept: ``[k, D]``, ``k >= 1``.
+        max_bytes: bound of the ``[rows, k]`` similarities held at a time.
+
+    Returns:
+        ``[m]`` int64; ties go to the lowest index.
+    """
+    target = unit_rows(kept).mT
+    step = max(1, max_bytes // (4 * kept.shape[0]))
+    nearest = torch.empty(others.shape[0], dtype=torch.int64, device=others.device)
+    with full_precision(others.device):
+        for a, b in slices(others.shape[0], step):
+            nearest[a:b] = (unit_rows(others[a:b]) @ target).argmax(dim=1)
+    return nearest
+
+
+def merge_rest(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Average every token that was not chosen into its nearest chosen one.
+
+    Args:
+        features: ``[n, D]`` all tokens.
+        index: ``[k]`` int64 chosen tokens.
+
+    Returns:
+        ``[k, D]`` means in the dtype of ``features`` and ``[k]`` float32 number of members.
+    """
+    kept = features.index_select(0, index)
+    owner = nearest_kept(features, kept)
+    # a chosen token stays its own even if an identical one was chosen too
+    place = torch.arange(index.numel(), device=index.device)
+    owner = owner.index_copy(0, index, place)
+    total = torch.zeros(kept.shape, dtype=torch.float32, device=kept.device)
+    total.index_add_(0, owner, features.float())
+    weight = torch.zeros(index.numel(), dtype=torch.float32, device=kept.device)
+    weight.index_add_(0, owner, torch.ones_like(owner, dtype=torch.float32))
+    return (total / weight[:, None]).to(features.dtype), weight

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from earlytom.ops.plan import MergePlan
+
+
+def test_identity_returns_the_input_itself() -> None:
+    x = torch.randn(3, 2)
+    assert MergePlan.identity(3).apply(x) is x
+    assert MergePlan.identity(3).is_identity
+
+
+def test_pure_copies_are_bit_equal_and_never_read_members_of_weight_zero() -> None:
+    x = torch.randn(4, 3, 5).bfloat16()
+    x[1] = torch.nan
+    plan = MergePlan(4, ((0, 1), (2, 3)), ((1.0, 0.0), (0.0, 1.0)))
+    assert torch.equal(plan.apply(x), x[[0, 3]])
+    assert not plan.is_identity
+
+
+def test_padding_of_short_rows_does_not_read_other_frames() -> None:
+    x = torch.ones(6, 2)
+    x[0] = torch.nan  # a frame that is dropped
+    plan = MergePlan(6, ((1, 2, 3), (4, 5)), ((0.2, 0.3, 0.5), (0.5, 0.5)))
+    assert torch.allclose(plan.apply(x), torch.ones(2, 2))
+
+
+@given(st.integers(0, 10**6))
+def test_apply_equals_the_dense_matrix(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(6, 2, 3, generator=g, dtype=torch.float64)
+    w = float(torch.rand(1, generator=g)) * 3 - 1  # official weights may leave [0, 1]
+    plan = MergePlan(6, ((0,), (1, 2), (3, 4, 5)), ((1.0,), (w, 1 - w), (0.25, 0.25, 0.5)))
+    dense = torch.einsum("nt,tsd->nsd", plan.dense(), x)
+    assert torch.allclose(plan.apply(x), dense, atol=1e-12)
+
+
+def test_then_composes_and_keeps_members_of_weight_zero() -> None:
+    first = MergePlan(4, ((0, 1), (2,), (3,)), ((1.0, 0.0), (1.0,), (1.0,)))
+    both = first.then(MergePlan(3, ((0, 1), (2,)), ((0.5, 0.5), (1.0,))))
+    assert both.members == ((0, 1, 2), (3,))
+    assert both.weights == ((0.5, 0.0, 0.5), (1.0,))
+
+
+def test_wrong_number_of_frames_is_refused() -> None:
+    with pytest.raises(ValueError, match="merges 3 frames, got 4"):
+        MergePlan.identity(3).apply(torch.zeros(4, 1))

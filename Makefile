@@ -1,0 +1,57 @@
+# make demo         set up .venv with pinned versions and show what the package does
+# make test         the same with test tools, then lint, types and the default test tier
+# make test-oldest  the default test tier on the oldest supported transformers
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check install -qq
+STAMPS := $(VENV)/.stamps
+OLDEST := .oldest
+TORCH  := $(shell grep -E '^torch==' requirements/base.txt)
+
+.PHONY: help demo test test-oldest lint setup clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+demo: $(STAMPS)/base
+	$(VENV)/bin/earlytom demo
+
+test: lint
+	$(PY) -m pytest -q
+
+test-oldest: $(OLDEST)/.stamp
+	PYTHONPATH=$(OLDEST) $(PY) -c "import transformers; print('transformers', transformers.__version__)"
+	PYTHONPATH=$(OLDEST) $(PY) -m pytest -q
+
+lint: $(STAMPS)/test
+	$(PY) -m ruff check --extend-exclude $(OLDEST) .
+	$(PY) -m ruff format --check --extend-exclude $(OLDEST) .
+	$(PY) -m mypy
+
+setup: $(STAMPS)/test
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed (make PYTHON=...)")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+# torch first, by its exact pin; then the rest; then this package without looking at its dependencies
+$(STAMPS)/base: requirements/base.txt pyproject.toml $(STAMPS)/venv
+	$(PIP) $(TORCH)
+	$(PIP) -r requirements/base.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/test: requirements/test.txt $(STAMPS)/base
+	$(PIP) -r requirements/test.txt
+	@touch $@
+
+$(OLDEST)/.stamp: requirements/oldest.txt $(STAMPS)/test
+	rm -rf $(OLDEST)
+	$(PIP) --no-deps --target $(OLDEST) -r requirements/oldest.txt
+	@touch $@

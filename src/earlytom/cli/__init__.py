@@ -1,0 +1,66 @@
+"""The ``earlytom`` command. Heavy parts are imported inside the commands that need them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import Annotated
+
+import typer
+
+from earlytom._version import __version__
+from earlytom.cli.ask import ask
+from earlytom.cli.demo import demo
+from earlytom.cli.methods import methods
+from earlytom.errors import EarlyTomError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="earlytom",
+    help="Fast video understanding: fewer visual tokens inside and after the vision encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(ask)
+app.command()(demo)
+app.command()(methods)
+
+
+def _mount_tiny() -> None:
+    if importlib.util.find_spec("earlytom.cli.tiny") is not None:
+        app.add_typer(importlib.import_module("earlytom.cli.tiny").app, name="tiny")
+
+
+_mount_tiny()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"earlytom {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Fast video understanding: fewer visual tokens inside and after the vision encoder."""
+
+
+def main() -> None:
+    """Entry point: errors of this package become one line and exit code 1."""
+    try:
+        app()
+    except EarlyTomError as e:
+        typer.echo(f"error: {e}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

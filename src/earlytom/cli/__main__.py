@@ -1,0 +1,5 @@
+"""``python -m earlytom.cli``."""
+
+from earlytom.cli import main
+
+main()

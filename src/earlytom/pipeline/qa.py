@@ -1,0 +1,205 @@
+"""Video question answering in one object, with or without a compression method."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from earlytom.errors import ConfigError
+from earlytom.hf.api import last_report
+from earlytom.hf.engine import controller_of
+from earlytom.method import Method
+from earlytom.models import find_adapter
+from earlytom.pipeline.loading import load_model, shipped_model
+from earlytom.pipeline.timing import StageClock, Timings, TokenClock, now
+from earlytom.preprocess import Preprocessor
+from earlytom.report import Report
+from earlytom.video import Video, load_video
+
+SHIPPED_FRAMES = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What :meth:`VideoQA.ask` returns.
+
+    Attributes:
+        text: the answer, special tokens removed.
+        token_ids: its token ids.
+        timings: where the time went.
+        frames_in: frames given to the vision encoder.
+        frames_out: frames left behind it.
+        tokens_in: visual tokens that the uncompressed model would feed the language model
+            (newline tokens excluded).
+        tokens_out: visual tokens that entered the language model.
+        prompt_in: columns of the prompt, text included.
+        prompt_out: columns that entered the language model, measured at its entrance.
+        method: the method as JSON-ready data, or None.
+        report: the engine's report, or None without a method.
+    """
+
+    text: str
+    token_ids: list[int]
+    timings: Timings
+    frames_in: int
+    frames_out: int
+    tokens_in: int
+    tokens_out: int
+    prompt_in: int
+    prompt_out: int
+    method: dict[str, Any] | None = None
+    report: Report | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready data."""
+        names = ("text", "frames_in", "frames_out", "tokens_in", "tokens_out", "prompt_in")
+        return {
+            **{n: getattr(self, n) for n in names},
+            "prompt_out": self.prompt_out,
+            "new_tokens": len(self.token_ids),
+            "retention": self.tokens_out / self.tokens_in,
+            "timings": self.timings.to_dict(),
+            "method": self.method,
+            "report": None if self.report is None else self.report.to_dict(),
+        }
+
+
+class VideoQA:
+    """A loaded video model with its preprocessing; build it with :meth:`load`.
+
+    Args:
+        model: a supported transformers model.
+        preprocessor: the checkpoint's preprocessing.
+        frames: how many frames :meth:`ask` samples by default.
+
+    Raises:
+        UnsupportedModelError: ``model`` is not a video model of a known family.
+    """
+
+    def __init__(self, model: Any, preprocessor: Preprocessor, frames: int = 32) -> None:
+        self.adapter = find_adapter(model)
+        self.model = model
+        self.preprocessor = preprocessor
+        self.frames = frames
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+    ) -> VideoQA:
+        """Load a checkpoint folder or Hub id, or the small model that comes along (None).
+
+        Raises:
+            EarlyTomError: no such checkpoint, or it cannot be loaded.
+            UnsupportedModelError: not a video model of a known family.
+            ConfigError: unknown device or dtype.
+        """
+        source = shipped_model() if model is None else model
+        loaded = load_model(source, device, dtype, attn_implementation)
+        preprocessor = Preprocessor.from_pretrained(source)
+        return cls(loaded, preprocessor, SHIPPED_FRAMES if model is None else 32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return next(self.adapter.inner.parameters()).device
+
+    def ask(
+        self,
+        video: Video | Tensor | str | os.PathLike[str] | bytes,
+        question: str,
+        method: Method | None = None,
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        max_new_tokens: int = 64,
+        stream: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer a question about a video, greedily.
+
+        Args:
+            video: a file (see :func:`earlytom.video.load_video`), a :class:`Video` or uint8
+                frames ``[T, H, W, 3]``.
+            question: plain text.
+            method: compression for this call only, e.g. ``EarlyTom(retention_ratio=0.1)``.
+            frames: frames to sample from a file (default: ``self.frames``).
+            fps: frames per second to sample from a file instead.
+            max_new_tokens: length limit of the answer, >= 1.
+            stream: called with pieces of text as they are generated.
+
+        Raises:
+            VideoError: the video cannot be used.
+            ConfigError: the method does not fit the model, or a bad ``max_new_tokens``.
+            EarlyTomError: the question holds a placeholder, or the chat template is broken.
+        """
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
+        begin = perf_counter()
+        decode: float | None = None
+        if not isinstance(video, (Video, Tensor)):
+            count = self.frames if frames is None and fps is None else frames
+            video = load_video(video, count, fps=fps)
+            decode = perf_counter() - begin
+        called = perf_counter()
+        inputs = self.preprocessor(video, question, device=self.device, dtype=self.model.dtype)
+        ready = now(self.device)
+        tokens = TokenClock(self.preprocessor.tokenizer, stream)
+        with contextlib.ExitStack() as stack:
+            if method is not None:
+                stack.enter_context(method(self.model))
+            active = controller_of(self.model)  # also of a model that was compressed before
+            clock = stack.enter_context(StageClock(self.model))
+            with torch.inference_mode():
+                self.model.generate(
+                    **inputs, do_sample=False, max_new_tokens=max_new_tokens, streamer=tokens
+                )
+        end = perf_counter()
+        timings = Timings(
+            decode=decode,
+            preprocess=ready - called,
+            vision=clock.vision,
+            tokens=clock.tokens,
+            prefill=clock.prefill,
+            ttft=tokens.times[0] - called,
+            decode_tokens_per_s=tokens.rate,
+            total=end - begin,
+        )
+        used = None if active is None else active.method
+        return self._answer(inputs, tokens, clock, timings, used)
+
+    def _answer(
+        self,
+        inputs: dict[str, Tensor],
+        tokens: TokenClock,
+        clock: StageClock,
+        timings: Timings,
+        method: Method | None,
+    ) -> Answer:
+        prompt = int(inputs["input_ids"].shape[1])
+        frames = sum(self.adapter.frame_counts(inputs))
+        visual = frames * self.adapter.tokens_per_frame
+        report = None if method is None else last_report(self.model)
+        return Answer(
+            text=self.preprocessor.decode(torch.tensor(tokens.ids)),
+            token_ids=tokens.ids,
+            timings=timings,
+            frames_in=frames,
+            frames_out=sum(v.frames_out for v in report.videos) if report else frames,
+            tokens_in=report.tokens_in if report else visual,
+            tokens_out=report.tokens_out if report else visual,
+            prompt_in=prompt,
+            prompt_out=clock.prompt_length or prompt,
+            method=None if method is None else method.to_dict(),
+            report=report,
+        )

@@ -1,0 +1,257 @@
+"""Questions and videos -> the inputs of ``model.generate``."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from earlytom.errors import ConfigError, EarlyTomError, UnsupportedModelError, VideoError
+from earlytom.preprocess.checkpoint import check_source, load_error, read_json, read_text
+from earlytom.preprocess.frames import FrameConfig, preprocess_video
+from earlytom.video.types import Video, check_frames
+
+logger = logging.getLogger(__name__)
+
+Clip = Video | Tensor
+Clips = Clip | Sequence[Clip | Sequence[Clip]]
+
+
+class Preprocessor:
+    """Builds model inputs with the checkpoint's own settings; see :meth:`from_pretrained`.
+
+    The official processor is used where it can be loaded (it needs torchvision); otherwise the
+    same inputs are built here, for LLaVA-OneVision checkpoints.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        frames: frame settings, or None if only the official processor will do.
+        tokens_per_frame: visual tokens of a frame after pooling.
+        chat_template: Jinja text, or None for the tokenizer's own.
+        video_token: placeholder text of a video.
+        image_token: placeholder text of an image.
+        official: the official processor, or None.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        frames: FrameConfig | None = None,
+        tokens_per_frame: int = 196,
+        chat_template: str | None = None,
+        video_token: str = "<video>",
+        image_token: str = "<image>",
+        official: Any | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.frame_config = frames
+        self.tokens_per_frame = tokens_per_frame
+        self.chat_template = chat_template
+        self.video_token, self.image_token = video_token, image_token
+        self.official = official
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], *, official: bool | None = None
+    ) -> Preprocessor:
+        """Read tokenizer, chat template and frame settings of a checkpoint.
+
+        Args:
+            source: checkpoint folder or Hub id.
+            official: True insists on the official processor, False never uses it, None uses it if
+                it can be loaded.
+
+        Raises:
+            EarlyTomError: no such checkpoint, or a broken one.
+            UnsupportedModelError: not LLaVA-OneVision and no official processor.
+        """
+        name = check_source(source)
+        processor = None if official is False else _official(name)
+        if official and processor is None:
+            raise EarlyTomError(f"the official processor of {name} cannot be loaded here")
+        config = read_json(name, "config.json") or {}
+        if processor is None and config.get("model_type") != "llava_onevision":
+            raise UnsupportedModelError(
+                f"model type {config.get('model_type')!r} needs its official processor (install "
+                "torchvision); without it only llava_onevision is supported"
+            )
+        ours = read_json(name, "processor_config.json") or {}
+        tokenizer = processor.tokenizer if processor is not None else _tokenizer(name)
+        return cls(
+            tokenizer,
+            None if processor is not None else _frame_config(name, ours),
+            _tokens_per_frame(config, ours),
+            _chat_template(name, ours),
+            getattr(tokenizer, "video_token", None) or ours.get("video_token") or "<video>",
+            getattr(tokenizer, "image_token", None) or ours.get("image_token") or "<image>",
+            processor,
+        )
+
+    # ------------------------------------------------------------------ use
+    def __call__(
+        self,
+        videos: Clips,
+        questions: str | Sequence[str],
+        *,
+        images: Any | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
+        """Build the inputs of one or several prompts (left padded).
+
+        Args:
+            videos: one video (a :class:`Video` or uint8 ``[T, H, W, 3]``) for a single question;
+                for a list of questions a list with one video, or a list of videos, per question.
+            questions: one question or a list of them.
+            images: images that precede the question, only with the official processor.
+            device: where to put the tensors.
+            dtype: of ``pixel_values_videos``.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` ``[B, L]`` int64 with ``T * tokens_per_frame + 1``
+            placeholders per video, and ``pixel_values_videos`` ``[videos, T, 3, h, w]``.
+
+        Raises:
+            VideoError: videos of unequal length, of wrong shape, or not one entry per question.
+            ConfigError: a question that holds a placeholder, or images without official processor.
+        """
+        texts, clips = self._pair(videos, questions)
+        if images is not None and self.official is None:
+            raise ConfigError("images need the official processor (install torchvision)")
+        n_images = 0 if images is None else len(images) if isinstance(images, list) else 1
+        if n_images and len(texts) > 1:
+            raise ConfigError("images are supported with a single question only")
+        prompts = [self.prompt(t, len(c), n_images) for t, c in zip(texts, clips, strict=True)]
+        flat = [_frames(c) for row in clips for c in row]
+        counts = sorted({f.shape[0] for f in flat})
+        if len(counts) > 1:
+            raise VideoError(
+                "all videos of a batch need the same number of frames, got "
+                f"{', '.join(map(str, counts))}; sample them with the same `frames`"
+            )
+        bos = self.tokenizer.bos_token
+        text_args = {"padding": True, "padding_side": "left"}
+        text_args["add_special_tokens"] = not (bos and prompts[0].startswith(bos))
+        if self.official is not None:
+            out = self._official_inputs(prompts, flat, images, text_args)
+        else:
+            out = self._own_inputs(prompts, flat, text_args)
+        return {k: v.to(device=device, dtype=dtype if v.is_floating_point() else None)
+                for k, v in out.items()}  # fmt: skip
+
+    def prompt(self, question: str, n_videos: int = 1, n_images: int = 0) -> str:
+        """Return the chat prompt of ``question`` with one placeholder per video and image."""
+        for token in (self.video_token, self.image_token):
+            if token in question:
+                raise ConfigError(f"a question must not contain the placeholder {token!r}")
+        content = [{"type": "image"}] * n_images + [{"type": "video"}] * n_videos
+        chat = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        renderer = self.tokenizer if self.official is None else self.official
+        try:
+            text: str = renderer.apply_chat_template(
+                chat, chat_template=self.chat_template, add_generation_prompt=True, tokenize=False
+            )
+        except Exception as e:  # no template, or Jinja errors inside it
+            raise EarlyTomError(f"the chat template cannot be applied: {e}") from e
+        if text.count(self.video_token) != n_videos:
+            raise UnsupportedModelError(
+                f"the chat template wrote {text.count(self.video_token)} video placeholders "
+                f"{self.video_token!r} for {n_videos} videos"
+            )
+        return text
+
+    def decode(self, token_ids: Tensor) -> str:
+        """Return the text of generated ids ``[n]``, special tokens removed."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+
+    # ------------------------------------------------------------------ inside
+    def _pair(self, videos: Any, questions: Any) -> tuple[list[str], list[list[Clip]]]:
+        if isinstance(questions, str):
+            row = [videos] if isinstance(videos, (Video, Tensor)) else list(videos)
+            return [questions], [row]
+        rows = [[v] if isinstance(v, (Video, Tensor)) else list(v) for v in videos]
+        if not questions or len(rows) != len(questions):
+            raise VideoError(f"got {len(questions)} questions but videos for {len(rows)}")
+        return list(questions), rows
+
+    def _own_inputs(
+        self, prompts: list[str], frames: list[Tensor], text_args: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        n = frames[0].shape[0] * self.tokens_per_frame + 1 if frames else 0
+        texts = [p.replace(self.video_token, self.video_token * n) for p in prompts]
+        out = dict(self.tokenizer(texts, return_tensors="pt", **text_args))
+        out = {k: out[k] for k in ("input_ids", "attention_mask")}
+        if frames:
+            pixels = [preprocess_video(f, self.frame_config) for f in frames]
+            out["pixel_values_videos"] = torch.cat(pixels)
+        return out
+
+    def _official_inputs(
+        self, prompts: list[str], frames: list[Tensor], images: Any, text_args: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        media: dict[str, Any] = {} if images is None else {"images": images}
+        if frames:
+            media["videos"] = [f.permute(0, 3, 1, 2) for f in frames]
+            media["videos_kwargs"] = {"do_sample_frames": False}
+        assert self.official is not None
+        out = self.official(
+            text=prompts, **media, text_kwargs=text_args, common_kwargs={"return_tensors": "pt"}
+        )
+        return dict(out)
+
+
+def _official(name: str) -> Any | None:
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    try:
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(name)
+    except Exception as e:  # torchvision without its operators, no pillow, no processor, ...
+        logger.info("official processor of %s not used: %s", name, e)
+        return None
+    return processor if hasattr(processor, "tokenizer") else None
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as e:
+        raise load_error(name, e) from e
+
+
+def _frame_config(name: str, ours: dict[str, Any]) -> FrameConfig:
+    data = ours.get("video_processor")
+    for file in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        data = data or read_json(name, file)
+    return FrameConfig.from_dict(data or {})
+
+
+def _chat_template(name: str, ours: dict[str, Any]) -> str | None:
+    template = ours.get("chat_template") or read_text(name, "chat_template.jinja")
+    if template is None:
+        template = (read_json(name, "chat_template.json") or {}).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _tokens_per_frame(config: dict[str, Any], ours: dict[str, Any]) -> int:
+    """Tokens of a frame after 2x2 pooling: ``ceil(side / 2) ** 2``."""
+    n = ours.get("num_image_tokens")
+    if n is None:
+        vision = config.get("vision_config") or {}
+        n = (int(vision.get("image_size", 384)) // int(vision.get("patch_size", 14))) ** 2
+    return int(math.ceil(math.isqrt(int(n)) / 2) ** 2)
+
+
+def _frames(clip: Clip) -> Tensor:
+    frames = clip.frames if isinstance(clip, Video) else clip
+    check_frames(frames)
+    return frames

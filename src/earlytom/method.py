@@ -71,6 +71,10 @@ class Method:
         """Encoder layer whose received attention is wanted, or None."""
         return None
 
+    def needs_keys(self) -> bool:
+        """Whether the keys of the score layer are wanted as well (``VideoFeatures.keys``)."""
+        return False
+
     def inner_layer(self, n_layers: int) -> int | None:
         """Language-model layer in front of which stage III acts, or None."""
         return None

@@ -23,6 +23,8 @@ class VideoState:
         layers: the encoder layer after which each of those plans was applied.
         groups: inclusive segments of the frames present (what stage II decouples), or ``()``.
         received: attention received per patch ``[frames present, patches]`` float32, or None.
+        keys: head-mean attention keys ``[frames present, patches, head dim]`` of the score layer,
+            or None.
         n_layers: depth of the encoder, None where it is not known.
     """
 
@@ -33,6 +35,7 @@ class VideoState:
     layers: list[int] = field(default_factory=list)
     groups: Groups = ()
     received: Tensor | None = None
+    keys: Tensor | None = None
     n_layers: int | None = None
 
     @classmethod
@@ -46,13 +49,15 @@ class VideoState:
         return len(self.first)
 
     def apply(self, plan: MergePlan, layer: int) -> None:
-        """Record ``plan`` as applied after encoder layer ``layer`` and merge ``received`` alike."""
+        """Record ``plan`` as applied after encoder layer ``layer`` and merge the signals alike."""
         self.plans.append(plan)
         self.layers.append(layer)
         self.first = tuple(self.first[m[0]] for m in plan.members)
         self.count = tuple(sum(self.count[i] for i in m) for m in plan.members)
         if self.received is not None:
             self.received = plan.apply(self.received)
+        if self.keys is not None:
+            self.keys = plan.apply(self.keys)
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,14 @@ class VideoFeatures:
         received: ``[frames, tokens]`` float32 received attention pooled alike, or None.
         grid: (height, width) of the token grid of a frame; ``height * width == tokens``.
         state: what happened in the encoder.
+        keys: ``[frames, tokens, head dim]`` head-mean keys pooled alike, or None.
     """
 
     features: Tensor
     received: Tensor | None
     grid: tuple[int, int]
     state: VideoState
+    keys: Tensor | None = None
 
 
 @dataclass(frozen=True)

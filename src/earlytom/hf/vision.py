@@ -72,6 +72,10 @@ class VisionSide:
             received = received_attention(query, key, scaling, mask)
         for state, part in zip(self.call.videos, received.split(self.call.frames), strict=True):
             state.received = part
+        if self.method.needs_keys():
+            keys = key.detach().mean(1).split(self.call.frames)
+            for state, mean_key in zip(self.call.videos, keys, strict=True):
+                state.keys = mean_key
 
     def _due(self, layer: int) -> bool:
         assert self.call is not None
@@ -145,11 +149,13 @@ class VisionSide:
             where = torch.tensor(slots, device=tokens.device)
             merged = state.n_frames != state.n_input
             present = tokens.index_select(0, where) if merged else tokens
-            received = state.received
+            received, keys = state.received, state.keys
             if received is not None:
                 received = adapter.pool(received.unsqueeze(-1)).squeeze(-1)
+            if keys is not None:
+                keys = adapter.pool(keys)
             chosen = self.method.select_tokens(
-                VideoFeatures(present, received, adapter.grid, state)
+                VideoFeatures(present, received, adapter.grid, state, keys)
             )
             if chosen is None and merged:
                 chosen = TokenSelection(torch.arange(len(slots) * size, device=tokens.device))

@@ -21,7 +21,7 @@ from earlytom.errors import (
 )
 
 if TYPE_CHECKING:
-    from earlytom.hf.api import compress, last_report, restore
+    from earlytom.hf.api import active_method, compress, last_report, restore
     from earlytom.method import Method, list_methods, load_method, register_method
     from earlytom.methods import EarlyTom
     from earlytom.report import Report
@@ -36,6 +36,7 @@ __all__ = [
     "UnsupportedModelError",
     "VideoError",
     "__version__",
+    "active_method",
     "compress",
     "last_report",
     "list_methods",
@@ -50,6 +51,7 @@ _WHERE = {
     "list_methods": "earlytom.methods",
     "load_method": "earlytom.methods",
     "register_method": "earlytom.method",
+    "active_method": "earlytom.hf.api",
     "compress": "earlytom.hf.api",
     "restore": "earlytom.hf.api",
     "last_report": "earlytom.hf.api",

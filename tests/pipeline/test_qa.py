@@ -7,6 +7,7 @@ from torch import nn
 
 from earlytom import EarlyTom, compress, restore
 from earlytom.errors import ConfigError, EarlyTomError, UnsupportedModelError, VideoError
+from earlytom.models import use_llava_video_layout
 from earlytom.pipeline import VideoQA
 from earlytom.pipeline.timing import StageClock
 from earlytom.preprocess import Preprocessor
@@ -165,3 +166,19 @@ def test_dtype(folder, clip):
     qa = VideoQA.load(folder, device="cpu", dtype="bfloat16")
     assert qa.model.dtype == torch.bfloat16
     assert qa.ask(clip, QUESTION, EarlyTom(), frames=4, max_new_tokens=2).token_ids
+
+
+def test_llava_video_layout(folder, clip):
+    model = VideoQA.load(folder).model
+    use_llava_video_layout(model)
+    qa = VideoQA(model, Preprocessor.from_pretrained(folder, official=False))
+    answer = qa.ask(clip, QUESTION, EarlyTom(retention_ratio=0.5), frames=8, max_new_tokens=2)
+    assert answer.tokens_in == 8 * qa.adapter.tokens_per_frame
+    assert answer.tokens_out == answer.tokens_in / 2
+
+
+def test_urls_need_permission(qa):
+    with pytest.raises(VideoError, match="allow_http"):
+        qa.ask("http://localhost:1/clip.mp4", QUESTION)
+    with pytest.raises(VideoError, match="localhost"):  # nothing listens there
+        qa.ask("http://localhost:1/clip.mp4", QUESTION, allow_http=True)

@@ -39,6 +39,9 @@ def ask(
     positions: opt.Positions = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Permit an http(s) URL as VIDEO.")
+    ] = False,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Length limit of the answer.")
     ] = 64,
@@ -55,7 +58,7 @@ def ask(
         from earlytom.video.source import check_source
 
         Sampling(frames, fps)  # refuse bad requests before the model is loaded
-        check_source(video)
+        check_source(video, allow_http)
         wanted = opt.make_method(
             method, retention_ratio=retention_ratio, policy=policy, positions=positions
         )
@@ -72,6 +75,7 @@ def ask(
             wanted,
             frames=frames,
             fps=fps,
+            allow_http=allow_http,
             max_new_tokens=max_new_tokens,
             stream=None if write is None else lambda text: write(text, nl=False),
         )
@@ -82,7 +86,7 @@ def ask(
     with progress.status("running both"):
         count = qa.frames if frames is None and fps is None else frames
         start = perf_counter()
-        loaded = load_video(video, count, fps=fps)
+        loaded = load_video(video, count, fps=fps, allow_http=allow_http)
         decode = perf_counter() - start
         both = _both(qa, loaded, question, wanted, max_new_tokens)
         pair = [_with_decode(a, decode) for a in both]

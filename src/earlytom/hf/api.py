@@ -51,6 +51,12 @@ def compressed(model: T, method: Method) -> Iterator[T]:
             compress(model, previous.method)
 
 
+def active_method(model: Any) -> Method | None:
+    """Return the method that is on ``model``, or None."""
+    controller = engine.controller_of(model)
+    return None if controller is None else controller.method
+
+
 def last_report(model: Any) -> Report | None:
     """Return what the last compressed call of ``model`` did, or None if there was none.
 

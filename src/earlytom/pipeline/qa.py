@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from earlytom.errors import ConfigError
-from earlytom.hf.api import last_report
-from earlytom.hf.engine import controller_of
+from earlytom.hf.api import active_method, last_report
 from earlytom.method import Method
 from earlytom.models import find_adapter
+from earlytom.models.llava_video import LlavaVideo
 from earlytom.pipeline.loading import load_model, shipped_model
 from earlytom.pipeline.timing import StageClock, Timings, TokenClock, now
 from earlytom.preprocess import Preprocessor
@@ -87,6 +87,8 @@ class VideoQA:
         self.adapter = find_adapter(model)
         self.model = model
         self.preprocessor = preprocessor
+        if isinstance(self.adapter, LlavaVideo):
+            preprocessor.use_layout(self.adapter.placeholder_count)
         self.frames = frames
 
     @classmethod
@@ -123,6 +125,7 @@ class VideoQA:
         *,
         frames: int | None = None,
         fps: float | None = None,
+        allow_http: bool = False,
         max_new_tokens: int = 64,
         stream: Callable[[str], None] | None = None,
     ) -> Answer:
@@ -135,6 +138,7 @@ class VideoQA:
             method: compression for this call only, e.g. ``EarlyTom(retention_ratio=0.1)``.
             frames: frames to sample from a file (default: ``self.frames``).
             fps: frames per second to sample from a file instead.
+            allow_http: permit http(s) URLs as ``video``.
             max_new_tokens: length limit of the answer, >= 1.
             stream: called with pieces of text as they are generated.
 
@@ -149,7 +153,7 @@ class VideoQA:
         decode: float | None = None
         if not isinstance(video, (Video, Tensor)):
             count = self.frames if frames is None and fps is None else frames
-            video = load_video(video, count, fps=fps)
+            video = load_video(video, count, fps=fps, allow_http=allow_http)
             decode = perf_counter() - begin
         called = perf_counter()
         inputs = self.preprocessor(video, question, device=self.device, dtype=self.model.dtype)
@@ -158,7 +162,7 @@ class VideoQA:
         with contextlib.ExitStack() as stack:
             if method is not None:
                 stack.enter_context(method(self.model))
-            active = controller_of(self.model)  # also of a model that was compressed before
+            active = active_method(self.model)  # also of a model that was compressed before
             clock = stack.enter_context(StageClock(self.model))
             with torch.inference_mode():
                 self.model.generate(
@@ -175,8 +179,7 @@ class VideoQA:
             decode_tokens_per_s=tokens.rate,
             total=end - begin,
         )
-        used = None if active is None else active.method
-        return self._answer(inputs, tokens, clock, timings, used)
+        return self._answer(inputs, tokens, clock, timings, active)
 
     def _answer(
         self,

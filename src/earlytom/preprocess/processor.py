@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,22 @@ class Preprocessor:
         self.chat_template = chat_template
         self.video_token, self.image_token = video_token, image_token
         self.official = official
+        self._placeholders: Callable[[list[int]], int] | None = None
+
+    def use_layout(self, placeholder_count: Callable[[list[int]], int]) -> None:
+        """Count placeholders of videos by ``placeholder_count(frames)`` instead of the default.
+
+        For models in LLaVA-Video layout; the official processor does not know it.
+
+        Raises:
+            UnsupportedModelError: the official processor is in use.
+        """
+        if self.official is not None:
+            raise UnsupportedModelError(
+                "the official processor knows no LLaVA-Video layout; load the Preprocessor with "
+                "official=False"
+            )
+        self._placeholders = placeholder_count
 
     @classmethod
     def from_pretrained(
@@ -183,7 +199,11 @@ class Preprocessor:
     def _own_inputs(
         self, prompts: list[str], frames: list[Tensor], text_args: dict[str, Any]
     ) -> dict[str, Tensor]:
-        n = frames[0].shape[0] * self.tokens_per_frame + 1 if frames else 0
+        n = 0
+        if frames and self._placeholders is not None:
+            n = self._placeholders([frames[0].shape[0]])
+        elif frames:
+            n = frames[0].shape[0] * self.tokens_per_frame + 1
         texts = [p.replace(self.video_token, self.video_token * n) for p in prompts]
         out = dict(self.tokenizer(texts, return_tensors="pt", **text_args))
         out = {k: out[k] for k in ("input_ids", "attention_mask")}

@@ -8,6 +8,20 @@ from __future__ import annotations
 
 from earlytom import EarlyTom
 from earlytom.method import Method
+from earlytom.methods import (
+    EVS,
+    DyCoke,
+    HoliTom,
+    PoolSpace,
+    PoolTime,
+    PruMerge,
+    PruneVid,
+    RandomTokens,
+    UniformFrames,
+    UniformSpatial,
+    VidCom2,
+    VisionZip,
+)
 from tests.toys import TOYS
 
 OFFICIAL = EarlyTom(
@@ -28,4 +42,28 @@ METHODS: dict[str, Method] = {
     "earlytom-global": EarlyTom(retention_ratio=0.25, selection="global"),
     "earlytom-window": EarlyTom(retention_ratio=0.25, selection="window"),
     "earlytom-uniform": EarlyTom(retention_ratio=0.25, selection="uniform", merge_rest=True),
+    "evs": EVS(retention_ratio=0.25),
+    "evs-official": EVS(policy="official", retention_ratio=0.3),
+    "vidcom2": VidCom2(retention_ratio=0.25),
+    "vidcom2-official": VidCom2(policy="official", retention_ratio=0.25),
+    "vidcom2-vllm": VidCom2(policy="vllm", retention_ratio=0.3, positions="respace"),
+    "visionzip": VisionZip(retention_ratio=0.3),
+    "visionzip-official": VisionZip(policy="official", retention_ratio=0.5),
+    "random": RandomTokens(retention_ratio=0.25, seed=3),
+    "uniform-frames": UniformFrames(retention_ratio=0.4),
+    "uniform-spatial": UniformSpatial(retention_ratio=0.25),
+    "pool-space": PoolSpace(retention_ratio=0.5),
+    "pool-time": PoolTime(retention_ratio=0.4, positions="keep"),
+    "holitom": HoliTom(retention_ratio=0.25),
+    "holitom-few-static": HoliTom(retention_ratio=0.4, tau=0.95, beta=None, positions="keep"),
+    "holitom-official": HoliTom(policy="official", retention_ratio=0.3),
+    "holitom-inner": HoliTom(retention_ratio=0.5, inner_merge_layer=2),
+    "dycoke": DyCoke(retention_ratio=0.4),
+    "dycoke-10%": DyCoke(retention_ratio=0.1),
+    "dycoke-official": DyCoke(policy="official", retention_ratio=0.5),
+    "prunevid": PruneVid(retention_ratio=0.25),
+    "prunevid-official": PruneVid(policy="official", retention_ratio=0.3),
+    "prumerge": PruMerge(retention_ratio=0.25),
+    "prumerge-plus": PruMerge(retention_ratio=0.5, plus=True),
+    "prumerge-official": PruMerge(policy="official", plus=True, adaptive=True),
 }

@@ -385,5 +385,11 @@ def stage_three(v: Vector) -> Outputs:
     return {"out_hidden": Close(out[None]), "out_kept_index": merge.index}
 
 
+# kinds of the other methods; as a script this module must be found as tests.parity, too
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.modules["tests.parity"] = sys.modules["__main__"]
+from tests import parity_merging, parity_pruning  # noqa: E402, F401
+
 if __name__ == "__main__":
     sys.exit(main())

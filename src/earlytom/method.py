@@ -59,6 +59,11 @@ class Method:
         check_choice("positions", self.positions, POSITIONS)
 
     # ------------------------------------------------------------------ what the engine asks
+    @property
+    def exact_budget(self) -> bool:
+        """Whether exactly ``token_budget(T, S)`` tokens are kept, known before the video is."""
+        return False
+
     def resolved_positions(self) -> str:
         """Return ``positions`` with ``auto`` replaced by the method's own default."""
         return "renumber" if self.positions == "auto" else self.positions
@@ -236,6 +241,12 @@ def check_ratio(name: str, value: object, *, low: float = 0.0, open_low: bool = 
     if not ok or not (low < value or (not open_low and value == low)) or value > 1:  # type: ignore[operator]
         bracket = "(" if open_low else "["
         raise ConfigError(f"{name} must be a number in {bracket}{low:g}, 1], got {value!r}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ConfigError unless ``value`` is an integer >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} must be an integer >= 1, got {value!r}")
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

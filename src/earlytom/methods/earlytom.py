@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from earlytom.errors import BudgetError, ConfigError, VideoError
+from earlytom.errors import BudgetError, ConfigError
 from earlytom.method import Method, register_method
 from earlytom.methods import earlytom_settings as settings
 from earlytom.methods.earlytom_presets import published_settings
@@ -20,7 +19,7 @@ from earlytom.ops.merge import plan_official, plan_paper
 from earlytom.ops.plan import Groups, MergePlan
 from earlytom.ops.segment import segment_official, segment_stream, static_frames
 from earlytom.ops.similarity import measure_frames
-from earlytom.ops.tensors import ceil_div, exact
+from earlytom.ops.tensors import ceil_div, check_finite, exact
 from earlytom.stages import InnerMerge, TokenSelection, VideoFeatures, VideoState
 
 
@@ -115,6 +114,11 @@ class EarlyTom(Method):
         return cls(**{"policy": "official", **published, **changes})
 
     # ------------------------------------------------------------------ what the engine asks
+    @property
+    def exact_budget(self) -> bool:
+        """True under ``budget``, unless selection is off."""
+        return self.policy == "budget" and self.selection != "none"
+
     def resolved_positions(self) -> str:
         """Return ``positions`` with ``auto`` replaced by the policy's own default."""
         if self.positions != "auto":
@@ -235,7 +239,8 @@ class EarlyTom(Method):
         wanted = self.token_budget(video.state.n_input, size)
         if by == "none" or (self.policy == "budget" and wanted >= total):
             return None
-        _check_finite(video.features)
+        # stage I has not looked at what the layers after it made
+        check_finite(video.features)
         if by in ("diversity", "uniform"):
             if wanted >= total:
                 return None
@@ -316,12 +321,3 @@ class EarlyTom(Method):
 
     def _window(self) -> int:
         return 6 if self.max_window is None else self.max_window
-
-
-def _check_finite(features: Tensor) -> None:
-    # one number to the host; stage I has not looked at what the layers after it made
-    if not bool(torch.isfinite(features).all()):
-        raise VideoError(
-            f"the visual features of a video of {features.shape[0]} frames contain NaN or "
-            "infinite values; check the video and the model's dtype"
-        )

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from earlytom.errors import ConfigError
-from earlytom.method import check_ascending, check_choice, check_ratio
+from earlytom.method import check_ascending, check_choice, check_count, check_ratio
 from earlytom.ops.tensors import exact
 
 if TYPE_CHECKING:
@@ -40,18 +40,13 @@ def check(m: EarlyTom) -> None:
         check_ratio("tau_merge", m.tau_merge, low=-1.0, open_low=False)
     if m.encoder_budget is not None:
         check_ratio("encoder_budget", m.encoder_budget)
-    _check_integer("max_window", m.max_window)
-    _check_integer("inner_merge_layer", m.inner_merge_layer)
+    for name in ("max_window", "inner_merge_layer"):
+        if getattr(m, name) is not None:
+            check_count(name, getattr(m, name))
     if not isinstance(m.merge_rest, bool):
         raise ConfigError(f"merge_rest must be true or false, got {m.merge_rest!r}")
     _check_used(m)
     _check_frames(m)
-
-
-def _check_integer(name: str, value: object) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if value is not None and not ok:
-        raise ConfigError(f"{name} must be an integer >= 1 or None, got {value!r}")
 
 
 def _check_used(m: EarlyTom) -> None:

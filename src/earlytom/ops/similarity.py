@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from earlytom.errors import VideoError
-from earlytom.ops.tensors import CHUNK_BYTES, exact, slices, unit_rows
+from earlytom.ops.tensors import CHUNK_BYTES, exact, not_finite, slices, unit_rows
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,6 @@ def measure_frames(
     finite = torch.isfinite(norms).all().expand(1, x.shape[0]).float()
     host = torch.cat([finite, band]).tolist()
     if host[0][0] != 1.0:
-        raise VideoError(
-            f"the features of a video of {x.shape[0]} frames contain NaN or infinite values; "
-            "check the video and the model's dtype"
-        )
+        raise not_finite(x.shape[0])
     n = x.shape[0]
     return FrameBand(n, tuple(tuple(row[: n - d]) for d, row in enumerate(host[1:], start=1)))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earlytom.errors import VideoError
+
 CHUNK_BYTES = 64 << 20  # default bound of one temporary tensor
 
 
@@ -30,6 +32,23 @@ def unit_rows(x: Tensor) -> Tensor:
     """Return ``x [..., D]`` as float32 with unit rows; zero rows stay zero (as torch's cosine)."""
     x = x.float()
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-8)
+
+
+def check_finite(features: Tensor) -> None:
+    """Raise VideoError if the features ``[frames, ...]`` of a video hold NaN or infinite values.
+
+    One number goes to the host.
+    """
+    if not bool(torch.isfinite(features).all()):
+        raise not_finite(features.shape[0])
+
+
+def not_finite(n_frames: int) -> VideoError:
+    """Return the error for NaN or infinite features of a video."""
+    return VideoError(
+        f"the visual features of a video of {n_frames} frames contain NaN or infinite values; "
+        "check the video and the model's dtype"
+    )
 
 
 def exact(share: float) -> Fraction:

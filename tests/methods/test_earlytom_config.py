@@ -85,8 +85,8 @@ def test_json_round_trip(method: EarlyTom, tmp_path: Any) -> None:
 
 
 def test_positions() -> None:
-    assert EarlyTom().resolved_positions() == "respace"
-    assert EarlyTom(policy="paper").resolved_positions() == "respace"
+    assert EarlyTom().resolved_positions() == "keep"
+    assert EarlyTom(policy="paper").resolved_positions() == "keep"
     assert EarlyTom(policy="official").resolved_positions() == "renumber"
     assert EarlyTom(policy="official", positions="keep").resolved_positions() == "keep"
 

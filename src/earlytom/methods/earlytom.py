@@ -35,7 +35,7 @@ class EarlyTom(Method):
     Args:
         retention_ratio: see :class:`Method`. Under ``budget`` the number of tokens is exactly
             ``max(1, ceil(r T S))``; the other policies come close to it.
-        positions: see :class:`Method`; ``auto`` is ``renumber`` for ``official``, else ``respace``.
+        positions: see :class:`Method`; ``auto`` is ``renumber`` for ``official``, else ``keep``.
         policy: ``budget``, ``official`` or ``paper``.
         merge_layers: encoder layers (0-based) after which frames are merged; None scales the
             policy's own to the depth of the encoder, ``()`` switches stage I off.
@@ -75,7 +75,7 @@ class EarlyTom(Method):
     merge_layers: tuple[int, ...] | None = None
     frames: tuple[int, ...] | None = None
     encoder_budget: float | None = None
-    frame_similarity: str = "worst"
+    frame_similarity: str = "mean"
     worst_share: float = 0.05
     fuse: str = "auto"
     tau: float = 0.6
@@ -123,7 +123,7 @@ class EarlyTom(Method):
         """Return ``positions`` with ``auto`` replaced by the policy's own default."""
         if self.positions != "auto":
             return self.positions
-        return "renumber" if self.policy == "official" else "respace"
+        return "renumber" if self.policy == "official" else "keep"
 
     def merge_points(self, n_layers: int) -> tuple[int, ...]:
         """Return the layers after which frames are merged.

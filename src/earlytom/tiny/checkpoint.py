@@ -1,0 +1,50 @@
+"""Atomic files and resumable checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a temporary path beside ``path``, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(path: Path, data: Any) -> None:
+    """Write ``data`` as indented JSON, atomically."""
+    atomic_write(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n"))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save a training state, atomically."""
+    atomic_write(path, lambda p: torch.save(state, p))
+
+
+def load_checkpoint(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Load a training state; ``None`` if there is none, an error if it is of another recipe."""
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state["recipe"] != recipe:
+        differing = sorted(
+            k for k in {*recipe, *state["recipe"]} if recipe.get(k) != state["recipe"].get(k)
+        )
+        raise ConfigError(
+            f"{path} was written with other settings ({', '.join(differing)}); "
+            "use the same settings, another --out, or --no-resume"
+        )
+    return state

@@ -1,0 +1,46 @@
+"""Writing a trained model as a ``from_pretrained`` folder."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .assets import generation_config, save_assets
+from .card import write_card
+from .checkpoint import save_json
+
+
+@torch.no_grad()
+def publish(model: Any, out: Path, recipe: dict[str, Any]) -> None:
+    """Save weights (bfloat16), configuration, tokenizer, processor files and the recipe.
+
+    Everything is written to a temporary folder first and then renamed file by file, so that a
+    reader never sees a half-written file.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".publish") as name:
+        folder = Path(name)
+        plain = copy.deepcopy(model).to("cpu", torch.bfloat16).requires_grad_(True)
+        plain.generation_config = generation_config()
+        plain.save_pretrained(folder)
+        save_assets(folder)
+        save_json(folder / "training.json", recipe)
+        for file in sorted(folder.iterdir()):
+            os.replace(file, out / file.name)
+    write_card(out)
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copy a published folder without its checkpoints."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.startswith("."):
+            temporary = target / f".{file.name}.tmp"
+            shutil.copyfile(file, temporary)
+            os.replace(temporary, target / file.name)

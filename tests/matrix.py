@@ -32,7 +32,11 @@ METHODS: dict[str, Method] = {
     "earlytom-budget": EarlyTom(retention_ratio=0.25),
     "earlytom-budget-10%": EarlyTom(retention_ratio=0.1),
     "earlytom-budget-frames": EarlyTom(
-        retention_ratio=0.25, merge_layers=(0, 2), frames=(6, 3), fuse="average", positions="respace"
+        retention_ratio=0.25,
+        merge_layers=(0, 2),
+        frames=(6, 3),
+        fuse="average",
+        positions="respace",
     ),
     "earlytom-official": OFFICIAL,
     "earlytom-official-inner": EarlyTom(

@@ -18,11 +18,11 @@ demo: $(STAMPS)/base
 	$(VENV)/bin/earlytom demo
 
 test: lint
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto
 
 test-oldest: $(OLDEST)/.stamp
 	PYTHONPATH=$(OLDEST) $(PY) -c "import transformers; print('transformers', transformers.__version__)"
-	PYTHONPATH=$(OLDEST) $(PY) -m pytest -q
+	PYTHONPATH=$(OLDEST) $(PY) -m pytest -q -n auto
 
 lint: $(STAMPS)/test
 	$(PY) -m ruff check --extend-exclude $(OLDEST) .

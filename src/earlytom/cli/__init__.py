@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from typing import Annotated
 
 import typer
 
 from earlytom._version import __version__
+from earlytom.cli import tiny
 from earlytom.cli.ask import ask
 from earlytom.cli.demo import demo
 from earlytom.cli.methods import methods
@@ -29,12 +28,7 @@ app.command()(demo)
 app.command()(methods)
 
 
-def _mount_tiny() -> None:
-    if importlib.util.find_spec("earlytom.cli.tiny") is not None:
-        app.add_typer(importlib.import_module("earlytom.cli.tiny").app, name="tiny")
-
-
-_mount_tiny()
+app.add_typer(tiny.app, name="tiny")
 
 
 def _version(asked: bool) -> None:

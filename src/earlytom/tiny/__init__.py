@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .clips import Clip, make_clip, write_video
-    from .config import Phase, TrainConfig
-    from .evaluation import EvalResult, evaluate
-    from .questions import Question
-    from .training import TrainingInterrupted, train
+    from earlytom.tiny.clips import Clip, make_clip, write_video
+    from earlytom.tiny.config import Phase, TrainConfig
+    from earlytom.tiny.evaluation import EvalResult, evaluate
+    from earlytom.tiny.questions import Question
+    from earlytom.tiny.training import TrainingInterrupted, train
 
 _HOMES = {
     "Clip": "clips",

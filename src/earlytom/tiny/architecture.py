@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .vocabulary import IMAGE_ID, VIDEO_ID, vocabulary_size
-from .world import GRID, IMAGE_SIZE
+from earlytom.tiny.vocabulary import IMAGE_ID, VIDEO_ID, vocabulary_size
+from earlytom.tiny.world import GRID, IMAGE_SIZE
 
 PATCH = 8
 TEXT_WIDTH = 256

@@ -6,9 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .architecture import PATCH, PIXEL_MEAN, PIXEL_STD
-from .vocabulary import ASSISTANT, EOS, EOS_ID, IMAGE, PAD, PAD_ID, UNKNOWN, USER, VIDEO, word_ids
-from .world import IMAGE_SIZE
+from earlytom.tiny.architecture import PATCH, PIXEL_MEAN, PIXEL_STD
+from earlytom.tiny.vocabulary import (
+    ASSISTANT,
+    EOS,
+    EOS_ID,
+    IMAGE,
+    PAD,
+    PAD_ID,
+    UNKNOWN,
+    USER,
+    VIDEO,
+    word_ids,
+)
+from earlytom.tiny.world import IMAGE_SIZE
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"

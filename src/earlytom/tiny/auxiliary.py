@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .architecture import TEXT_WIDTH
-from .packing import IGNORE
-from .world import COLORS, SHAPES
+from earlytom.tiny.architecture import TEXT_WIDTH
+from earlytom.tiny.packing import IGNORE
+from earlytom.tiny.world import COLORS, SHAPES
 
 VIDEO_CLASSES = {
     "cut": 2,

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .architecture import TEXT_WIDTH, FrameEncoder, normalise
-from .checkpoint import atomic_write
-from .composer import ShotPool
-from .render import CellLabels, render
-from .stream import stream
-from .world import CELLS, SHOT_FRAMES, Shot, make_shot
+from earlytom.tiny.architecture import TEXT_WIDTH, FrameEncoder, normalise
+from earlytom.tiny.checkpoint import atomic_write
+from earlytom.tiny.composer import ShotPool
+from earlytom.tiny.render import CellLabels, render
+from earlytom.tiny.stream import stream
+from earlytom.tiny.world import CELLS, SHOT_FRAMES, Shot, make_shot
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from .checkpoint import atomic_write
-from .questions import TYPES
+from earlytom.tiny.checkpoint import atomic_write
+from earlytom.tiny.questions import TYPES
 
 _HEAD = """---
 license: apache-2.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
+from earlytom.errors import ConfigError
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, VideoError
-from .checkpoint import atomic_write, save_json
-from .composer import ShotPool, compose
-from .facts import Segment
-from .questions import Question, QuestionWriter
-from .render import render
-from .world import SHOT_FRAMES, make_shot
+from earlytom.errors import ConfigError, VideoError
+from earlytom.tiny.checkpoint import atomic_write, save_json
+from earlytom.tiny.composer import ShotPool, compose
+from earlytom.tiny.facts import Segment
+from earlytom.tiny.questions import Question, QuestionWriter
+from earlytom.tiny.render import render
+from earlytom.tiny.world import SHOT_FRAMES, make_shot
 
 _STREAM = 7919  # separates clip seeds from the seeds of training data
 _POOL = 32

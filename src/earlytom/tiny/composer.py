@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
-from .facts import Segment
-from .questions import Question
-from .world import Shot
+from earlytom.errors import ConfigError
+from earlytom.tiny.facts import Segment
+from earlytom.tiny.questions import Question
+from earlytom.tiny.world import Shot
 
 MAX_SHOTS = 4
 FRAME_COUNTS = (4, 8, 16, 32)

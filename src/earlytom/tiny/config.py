@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from earlytom.errors import ConfigError
 
 
 @dataclass(frozen=True)

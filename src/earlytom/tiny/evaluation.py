@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .architecture import normalise
-from .clips import render_segments
-from .facts import Segment
-from .held_out import blind_accuracy, evaluation_set
-from .questions import TYPES, Question
-from .vocabulary import ASSISTANT_ID, USER_ID, VIDEO_ID, encode
-from .world import CELLS
+from earlytom.tiny.architecture import normalise
+from earlytom.tiny.clips import render_segments
+from earlytom.tiny.facts import Segment
+from earlytom.tiny.held_out import blind_accuracy, evaluation_set
+from earlytom.tiny.questions import TYPES, Question
+from earlytom.tiny.vocabulary import ASSISTANT_ID, USER_ID, VIDEO_ID, encode
+from earlytom.tiny.world import CELLS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .world import Shot
+from earlytom.tiny.world import Shot
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..errors import ConfigError
-from .clips import plan_clip
-from .composer import ShotPool, compose
-from .facts import Segment
-from .questions import ANSWERS, TYPES, Question, QuestionWriter
-from .world import SHOT_FRAMES, make_shot
+from earlytom.errors import ConfigError
+from earlytom.tiny.clips import plan_clip
+from earlytom.tiny.composer import ShotPool, compose
+from earlytom.tiny.facts import Segment
+from earlytom.tiny.questions import ANSWERS, TYPES, Question, QuestionWriter
+from earlytom.tiny.world import SHOT_FRAMES, make_shot
 
 _SEED_STEP = 1_000_003
 _BLIND_CLIPS = 3000

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .auxiliary import AuxiliaryHeads
-from .bank import load_features, load_scenery
-from .config import TrainConfig
-from .optim import MatrixOptimizer, schedule
-from .packed_lm import PackedLanguageModel
-from .packing import DrawClips, PackedBatch, make_clips, pack
-from .stream import stream
-from .world import CELLS
+from earlytom.tiny.auxiliary import AuxiliaryHeads
+from earlytom.tiny.bank import load_features, load_scenery
+from earlytom.tiny.config import TrainConfig
+from earlytom.tiny.optim import MatrixOptimizer, schedule
+from earlytom.tiny.packed_lm import PackedLanguageModel
+from earlytom.tiny.packing import DrawClips, PackedBatch, make_clips, pack
+from earlytom.tiny.stream import stream
+from earlytom.tiny.world import CELLS
 
 HARD = {"motion": 2.0, "rel": 2.0, "after": 2.0, "shots": 1.5, "moment": 1.5, "count": 1.5}
 VIDEO_LAYER = 2  # hidden states after this layer carry the video targets

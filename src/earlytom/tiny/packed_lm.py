@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .vocabulary import USER_ID
+from earlytom.tiny.vocabulary import USER_ID
 
 _CHUNKS = 4
 _MASKED = -3e4

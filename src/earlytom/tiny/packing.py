@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .bank import Scenery, load_scenery
-from .composer import compose, pick_questions
-from .config import Phase
-from .facts import Segment, Sighting
-from .questions import Question, QuestionWriter
-from .vocabulary import ASSISTANT_ID, EOS_ID, encode
-from .world import CELLS, IMAGE_SIZE, SHAPES
+from earlytom.tiny.bank import Scenery, load_scenery
+from earlytom.tiny.composer import compose, pick_questions
+from earlytom.tiny.config import Phase
+from earlytom.tiny.facts import Segment, Sighting
+from earlytom.tiny.questions import Question, QuestionWriter
+from earlytom.tiny.vocabulary import ASSISTANT_ID, EOS_ID, encode
+from earlytom.tiny.world import CELLS, IMAGE_SIZE, SHAPES
 
 QUESTION_TOKENS = 14  # longest question (12) + <assistant> + answer
 IGNORE = -100

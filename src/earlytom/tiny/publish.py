@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .assets import generation_config, save_assets
-from .card import write_card
-from .checkpoint import save_json
+from earlytom.tiny.assets import generation_config, save_assets
+from earlytom.tiny.card import write_card
+from earlytom.tiny.checkpoint import save_json
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .facts import Segment, Sighting, gather_facts
-from .world import COLORS, DIRECTIONS, LETTERS, MOMENTS, RELATIONS, SHAPES
+from earlytom.tiny.facts import Segment, Sighting, gather_facts
+from earlytom.tiny.world import COLORS, DIRECTIONS, LETTERS, MOMENTS, RELATIONS, SHAPES
 
 TYPES = (
     "color",

@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .sprites import card_image, shape_mask
-from .world import (
+from earlytom.tiny.sprites import card_image, shape_mask
+from earlytom.tiny.world import (
     CELL,
     CELLS,
     COLORS,

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .world import SHAPES
+from earlytom.tiny.world import SHAPES
 
 Float = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import EarlyTomError
+from earlytom.errors import EarlyTomError
 
 Draw = Callable[[int], Any]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from .architecture import FrameEncoder, build_model, normalise
-from .bank import DrawShot, build_bank
-from .checkpoint import load_checkpoint, save_checkpoint, save_json
-from .config import TrainConfig
-from .language_stage import LanguageStage
-from .publish import publish
-from .vision_stage import VisionStage, standardise_projector
+from earlytom.tiny.architecture import FrameEncoder, build_model, normalise
+from earlytom.tiny.bank import DrawShot, build_bank
+from earlytom.tiny.checkpoint import load_checkpoint, save_checkpoint, save_json
+from earlytom.tiny.config import TrainConfig
+from earlytom.tiny.language_stage import LanguageStage
+from earlytom.tiny.publish import publish
+from earlytom.tiny.vision_stage import VisionStage, standardise_projector
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .architecture import TEXT_WIDTH, FrameEncoder, normalise
-from .config import TrainConfig
-from .optim import MatrixOptimizer, schedule
-from .render import FrameBatch, frame_batch
-from .stream import stream
-from .world import CELL, CELLS, COLORS, GRID, IMAGE_SIZE, LETTERS, SHAPES
+from earlytom.tiny.architecture import TEXT_WIDTH, FrameEncoder, normalise
+from earlytom.tiny.config import TrainConfig
+from earlytom.tiny.optim import MatrixOptimizer, schedule
+from earlytom.tiny.render import FrameBatch, frame_batch
+from earlytom.tiny.stream import stream
+from earlytom.tiny.world import CELL, CELLS, COLORS, GRID, IMAGE_SIZE, LETTERS, SHAPES
 
 CLASSES = {"shape": len(SHAPES), "color": len(COLORS), "digit": 10, "letter": len(LETTERS)}
 _REGRESSIONS = {"offset": 2, "centre": 2, "cell": 2, "mean": 3, "base": 3}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from .questions import COUNTS, DIGITS, TEMPLATES
-from .world import COLORS, DIRECTIONS, LETTERS, MOMENTS, RELATIONS, SHAPES
+from earlytom.tiny.questions import COUNTS, DIGITS, TEMPLATES
+from earlytom.tiny.world import COLORS, DIRECTIONS, LETTERS, MOMENTS, RELATIONS, SHAPES
 
 PAD, UNKNOWN, EOS = "<pad>", "<unk>", "<eos>"
 USER, ASSISTANT, IMAGE, VIDEO = "<user>", "<assistant>", "<image>", "<video>"

@@ -371,3 +371,16 @@ def test_chunked_prefill(model: nn.Module) -> None:
     with OUTER(model):
         expected = generate(model, inputs)
         assert torch.equal(generate(model, inputs, prefill_chunk_size=64), expected)
+
+
+@BOTH
+def test_a_long_text_row_does_not_hide_that_columns_moved(model: nn.Module, method: Any) -> None:
+    """Nothing is dropped from the longest row, so the batch keeps its width."""
+    mixed = FAMILY.inputs([["t5", "v", "t4"], ["t90"]])
+    with method(model):
+        together = forward(model, mixed).logits
+        real = mixed["attention_mask"][0].bool()
+        alone = {k: v[:1, -int(real.sum()) :] for k, v in mixed.items() if v.dim() == 2}
+        alone["pixel_values_videos"] = mixed["pixel_values_videos"]
+        expected = forward(model, alone).logits[0]
+    torch.testing.assert_close(together[0][real], expected, atol=5e-5, rtol=1e-4)

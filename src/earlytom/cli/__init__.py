@@ -26,8 +26,6 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(demo)
 app.command()(methods)
-
-
 app.add_typer(tiny.app, name="tiny")
 
 

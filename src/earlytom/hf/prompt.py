@@ -122,7 +122,7 @@ class PromptSide:
         step, self.step = self.step, None
         if step is None or output is None:
             return
-        if step.prompt and output.last_hidden_state.shape[1] != step.original:
+        if step.prompt:
             output.last_hidden_state = _restore_columns(output.last_hidden_state, step)
         cache = getattr(output, "past_key_values", None)
         if cache is not None and step.prompt:

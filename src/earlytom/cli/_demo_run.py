@@ -154,8 +154,7 @@ def summary_table(rows: list[Row], result: dict[str, Any]) -> Iterator[Any]:
     some.add_column("question", overflow="fold")
     for name in ("expected", "full", "compressed"):
         some.add_column(name, no_wrap=True, max_width=14, overflow="ellipsis")
-    step = max(1, len(rows) // SHOWN)
-    for r in rows[::step][:SHOWN]:
+    for r in _shown(rows):
         marks = [_mark(getattr(r, w).text, r.right(w)) for w in ("full", "compressed")]
         some.add_row(r.question, r.expected, *marks)
     yield some
@@ -193,6 +192,15 @@ def summary_table(rows: list[Row], result: dict[str, Any]) -> Iterator[Any]:
         f"[bold]{change}[/bold]; {result['accuracy_compressed']:.1%} right instead of "
         f"{result['accuracy_full']:.1%} ({len(rows)} questions, median times)."
     )
+
+
+def _shown(rows: list[Row]) -> list[Row]:
+    """Return up to ``SHOWN`` rows in order, up to a third of them with a wrong answer."""
+    right = [r.right("full") and r.right("compressed") for r in rows]
+    wrong = [i for i, ok in enumerate(right) if not ok][: SHOWN // 3]
+    rest = [i for i in range(len(rows)) if i not in wrong]
+    chosen = [*wrong, *rest[:: max(1, len(rest) // SHOWN)]][:SHOWN]
+    return [rows[i] for i in sorted(chosen)]
 
 
 def _mark(text: str, right: bool) -> str:

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from torch import Tensor
 
 from earlytom.errors import ConfigError
+from earlytom.files import atomic_write
 from earlytom.stages import InnerMerge, TokenSelection, VideoFeatures, VideoState
 
 if TYPE_CHECKING:
@@ -165,11 +165,7 @@ class Method:
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``compression_config.json`` into ``directory`` (beside a saved model)."""
         path = Path(directory) / CONFIG_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=CONFIG_NAME)
-        with os.fdopen(fd, "w", encoding="utf-8") as f:
-            f.write(self.to_json() + "\n")
-        os.replace(tmp, path)
+        atomic_write(path, lambda p: p.write_text(self.to_json() + "\n", encoding="utf-8"))
         return path
 
     @staticmethod

@@ -84,6 +84,14 @@ def test_json_round_trip(method: EarlyTom, tmp_path: Any) -> None:
     assert Method.load(tmp_path) == method
 
 
+def test_saved_config_has_ordinary_permissions_and_leaves_nothing_else(tmp_path: Any) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    saved = EarlyTom().save(tmp_path / "model")
+    assert saved.stat().st_mode == plain.stat().st_mode
+    assert list(saved.parent.iterdir()) == [saved]
+
+
 def test_positions() -> None:
     assert EarlyTom().resolved_positions() == "keep"
     assert EarlyTom(policy="paper").resolved_positions() == "keep"

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from earlytom.errors import ConfigError
+from earlytom.files import atomic_write
 from earlytom.tiny import Phase, TrainConfig, TrainingInterrupted, train
 from earlytom.tiny.architecture import FrameEncoder, build_model, pool_tokens
-from earlytom.tiny.checkpoint import atomic_write, load_checkpoint
+from earlytom.tiny.checkpoint import load_checkpoint
 from earlytom.tiny.clips import plan_clip
 from earlytom.tiny.optim import MatrixOptimizer, orthogonalise
 from earlytom.tiny.packed_lm import PackedLanguageModel

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from earlytom.files import atomic_write
 from earlytom.tiny.architecture import TEXT_WIDTH, FrameEncoder, normalise
-from earlytom.tiny.checkpoint import atomic_write
 from earlytom.tiny.composer import ShotPool
 from earlytom.tiny.render import CellLabels, render
 from earlytom.tiny.stream import stream

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from earlytom.tiny.checkpoint import atomic_write
+from earlytom.files import atomic_write
 from earlytom.tiny.questions import TYPES
 
 _HEAD = """---

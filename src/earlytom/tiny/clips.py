@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earlytom.errors import ConfigError, VideoError
-from earlytom.tiny.checkpoint import atomic_write, save_json
+from earlytom.files import atomic_write
+from earlytom.tiny.checkpoint import save_json
 from earlytom.tiny.composer import ShotPool, compose
 from earlytom.tiny.facts import Segment
 from earlytom.tiny.questions import Question, QuestionWriter

@@ -6,11 +6,13 @@ import copy
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from earlytom.files import atomic_write
 from earlytom.tiny.assets import generation_config, save_assets
 from earlytom.tiny.card import write_card
 from earlytom.tiny.checkpoint import save_json
@@ -38,9 +40,6 @@ def publish(model: Any, out: Path, recipe: dict[str, Any]) -> None:
 
 def copy_weights(source: Path, target: Path) -> None:
     """Copy a published folder without its checkpoints."""
-    target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         if file.is_file() and not file.name.startswith("."):
-            temporary = target / f".{file.name}.tmp"
-            shutil.copyfile(file, temporary)
-            os.replace(temporary, target / file.name)
+            atomic_write(target / file.name, partial(shutil.copyfile, file))

@@ -65,19 +65,28 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {k: round(v, 4) for k, v in values.items()}
 
 
-def train_vision(config: TrainConfig, model: Any, device: torch.device, report: Report) -> None:
-    """Run (or finish) stage 1 on ``model`` in place."""
-    path = config.out / "checkpoints" / "vision.pt"
-    recipe = config.vision_recipe()
-    stage = VisionStage(config, model, device)
-    log: list[dict[str, float]] = []
-    state = load_checkpoint(path, recipe) if config.resume else None
+def _resumable(
+    stage: VisionStage | LanguageStage, path: Path, recipe: dict[str, Any], resume: bool
+) -> tuple[list[dict[str, Any]], Callable[[], None]]:
+    """Load the checkpoint of ``stage`` if asked for; return its log and a function to save it."""
+    log: list[dict[str, Any]] = []
+    state = load_checkpoint(path, recipe) if resume else None
     if state is not None:
         stage.load_state_dict(state)
         log = state["log"]
 
     def save() -> None:
         save_checkpoint(path, {**stage.state_dict(), "recipe": recipe, "log": log})
+
+    return log, save
+
+
+def train_vision(config: TrainConfig, model: Any, device: torch.device, report: Report) -> None:
+    """Run (or finish) stage 1 on ``model`` in place."""
+    path = config.out / "checkpoints" / "vision.pt"
+    recipe = config.vision_recipe()
+    stage = VisionStage(config, model, device)
+    log, save = _resumable(stage, path, recipe, config.resume)
 
     smooth: dict[str, float] = {}
     with keep_on_interrupt(save, path.parent) as check_interrupt:
@@ -148,14 +157,7 @@ def train_language(
     path = config.out / "checkpoints" / "language.pt"
     recipe = config.recipe()
     stage = LanguageStage(config, model, *banks, device)
-    log: list[dict[str, Any]] = []
-    state = load_checkpoint(path, recipe) if config.resume else None
-    if state is not None:
-        stage.load_state_dict(state)
-        log = state["log"]
-
-    def save() -> None:
-        save_checkpoint(path, {**stage.state_dict(), "recipe": recipe, "log": log})
+    log, save = _resumable(stage, path, recipe, config.resume)
 
     smooth: dict[str, float] = {}
     longest = max(p.frames for p in config.phases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,20 @@ from torch import Tensor
 from earlytom.errors import VideoError
 from earlytom.method import Method, load_method
 from earlytom.stages import TokenSelection, VideoFeatures, VideoState
+from tests import parity
 from tests.ops.helpers import video
 
+DATA = Path(__file__).parent.parent / "data"
 FEW = {"deadline": None, "max_examples": 60}
+
+
+def check_found_by_arrays(name: str, files: int, folder: Path) -> None:
+    """The copies of vectors are there, and parity knows them under any file name."""
+    assert len(list(DATA.glob(f"{name}_[0-9]*.npz"))) == files
+    renamed = folder / "hidden.npz"
+    renamed.write_bytes((DATA / f"{name}_00.npz").read_bytes())
+    assert parity.check_file(renamed)["kind"] == name
+    assert parity.check_file(renamed)["problems"] == []
 
 
 def choose(

@@ -12,10 +12,9 @@ from earlytom.errors import ConfigError
 from earlytom.methods import VidCom2
 from earlytom.ops.uniqueness import frame_budgets, least_typical, settle, typicality
 from tests import parity
-from tests.methods.stage_two import FEW, check_common, check_contract
+from tests.methods.stage_two import DATA, FEW, check_common, check_contract, check_found_by_arrays
 from tests.ops.helpers import video
 
-DATA = Path(__file__).parent.parent / "data"
 VECTORS = sorted(DATA.glob("vidcom2_*.npz"))
 POLICIES = ["exact", "official", "vllm"]
 
@@ -27,11 +26,7 @@ def test_vector(path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "files"), [("vidcom2", 3), ("vidcom2_vllm", 4)])
 def test_vectors_are_there_and_found_by_their_arrays(name: str, files: int, tmp_path: Path) -> None:
-    assert len(list(DATA.glob(f"{name}_[0-9]*.npz"))) == files
-    renamed = tmp_path / "hidden.npz"
-    renamed.write_bytes((DATA / f"{name}_00.npz").read_bytes())
-    assert parity.check_file(renamed)["kind"] == name
-    assert parity.check_file(renamed)["problems"] == []
+    check_found_by_arrays(name, files, tmp_path)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

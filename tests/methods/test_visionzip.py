@@ -13,10 +13,16 @@ from earlytom.methods import VisionZip
 from earlytom.ops.contextual import zip_frames
 from earlytom.stages import VideoFeatures, VideoState
 from tests import parity
-from tests.methods.stage_two import FEW, check_common, check_contract, choose
+from tests.methods.stage_two import (
+    DATA,
+    FEW,
+    check_common,
+    check_contract,
+    check_found_by_arrays,
+    choose,
+)
 from tests.ops.helpers import video
 
-DATA = Path(__file__).parent.parent / "data"
 VECTORS = sorted(DATA.glob("visionzip_*.npz"))
 
 
@@ -27,11 +33,7 @@ def test_vector(path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "files"), [("visionzip", 4), ("visionzip_clip", 3)])
 def test_vectors_are_there_and_found_by_their_arrays(name: str, files: int, tmp_path: Path) -> None:
-    assert len(list(DATA.glob(f"{name}_[0-9]*.npz"))) == files
-    renamed = tmp_path / "hidden.npz"
-    renamed.write_bytes((DATA / f"{name}_00.npz").read_bytes())
-    assert parity.check_file(renamed)["kind"] == name
-    assert parity.check_file(renamed)["problems"] == []
+    check_found_by_arrays(name, files, tmp_path)
 
 
 @pytest.mark.parametrize("policy", ["exact", "official"])

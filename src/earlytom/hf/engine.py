@@ -84,30 +84,30 @@ class Controller:
             self.remove()
             raise
 
+    def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
     def _install(self) -> None:
         adapter, vision, prompt = self.adapter, self.vision, self.prompt
-        pre: Callable[[nn.Module, Any], None] = lambda module, hook: self._handles.append(  # noqa: E731
-            module.register_forward_pre_hook(hook, with_kwargs=True)
-        )
         after = {p + 1 for p in vision.points}
         for i, layer in enumerate(adapter.layers):
             if i in after:
-                pre(layer, functools.partial(vision.before_layer, i))
+                self._before(layer, functools.partial(vision.before_layer, i))
         if vision.score_layer is not None:
             module = adapter.attention(adapter.layers[vision.score_layer])
             self._probes.append(Probe(module, vision.capture))
         for projector in adapter.projectors:
-            pre(projector, vision.before_projector)
+            self._before(projector, vision.before_projector)
             self._handles.append(projector.register_forward_hook(vision.after_projector))
-        pre(adapter.inner, prompt.before_model)
-        pre(adapter.language_model, prompt.before_language_model)
+        self._before(adapter.inner, prompt.before_model)
+        self._before(adapter.language_model, prompt.before_language_model)
         if self.inner is not None:
             first = self.inner.layer
             module = adapter.attention(adapter.decoder_layers[first - 1])
             self._probes.append(Probe(module, self.inner.capture))
             for i, layer in enumerate(adapter.decoder_layers):
                 if i >= first:
-                    pre(layer, functools.partial(self.inner.before_layer, i))
+                    self._before(layer, functools.partial(self.inner.before_layer, i))
         self._handles.append(
             adapter.language_model.register_forward_hook(
                 self._after_language_model, with_kwargs=True, always_call=True

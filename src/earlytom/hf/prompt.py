@@ -158,14 +158,13 @@ class PromptSide:
         index, mask = compact(prompt.valid, kept)
         x = x.gather(1, index[..., None].expand(-1, -1, dim))
         x = x.masked_fill(~mask[..., None], 0)  # 0 * NaN would poison the values of padding
-        history = prompt.history if state is None else _history(state, past, batch)
-        full = mask if history is None else torch.cat([history, mask], 1)
-        padded = min(prompt.counts) < kept or history is not None
+        known = prompt.history if state is None else _history(state, past, batch)
+        padded = min(prompt.counts) < kept or known is not None
+        history = mask.new_ones(batch, past) if known is None else known
+        full = torch.cat([history, mask], 1)
         position, following = self._positions(
             kwargs.get("position_ids"), index, mask, length, state, past
         )
-        if past and history is None:
-            full = torch.cat([mask.new_ones(batch, past), mask], 1)
         offset = removed_columns(cache) if past and not is_static(cache) else 0
         kwargs["inputs_embeds"] = x
         kwargs["position_ids"] = position

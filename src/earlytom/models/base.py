@@ -18,7 +18,8 @@ class Adapter:
 
     Attributes:
         inner: the module that owns ``get_video_features`` and the language model.
-        layers: the vision encoder's layers, in order.
+        tower: the vision encoder.
+        layers: its layers, in order.
         projectors: modules behind the encoder that run on whole frames; behind them every video
             must have its original number of frames again.
         language_model: the decoder, called with keyword arguments.
@@ -26,9 +27,9 @@ class Adapter:
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
-    mrope: ClassVar[bool] = False
 
     inner: nn.Module
+    tower: nn.Module
     layers: nn.ModuleList
     projectors: list[nn.Module]
     language_model: nn.Module

@@ -19,8 +19,8 @@ class LlavaOnevision(Adapter):
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__(inner)
-        tower = find_submodule(inner, "vision_tower")
-        layers = find_submodule(tower, "encoder.layers", "vision_model.encoder.layers")
+        self.tower = find_submodule(inner, "vision_tower")
+        layers = find_submodule(self.tower, "encoder.layers", "vision_model.encoder.layers")
         assert isinstance(layers, nn.ModuleList)
         self.layers = layers
         self.projectors = [find_submodule(inner, "multi_modal_projector")]

@@ -13,10 +13,7 @@ import torch
 from torch import nn
 from transformers import TextStreamer
 
-from earlytom.errors import UnsupportedModelError
 from earlytom.models import find_adapter
-
-_TOWERS = ("vision_tower", "video_tower", "visual", "vision_model")
 
 
 @dataclass(frozen=True)
@@ -70,13 +67,9 @@ class StageClock:
 
     def __init__(self, model: Any) -> None:
         adapter = find_adapter(model)
-        inner = adapter.inner
-        tower = next((t for n in _TOWERS if (t := getattr(inner, n, None)) is not None), None)
-        if tower is None:
-            raise UnsupportedModelError(f"{type(inner).__name__} has no vision encoder known here")
-        self._tower: nn.Module = tower
+        self._tower: nn.Module = adapter.tower
         self._language: nn.Module = adapter.language_model
-        self._device = next(inner.parameters()).device
+        self._device = next(adapter.inner.parameters()).device
         self._hooks: list[Any] = []
         self._start = self._vision_end = 0.0
         self._done = False

@@ -1,18 +1,20 @@
 # make demo         set up .venv with pinned versions and show what the package does
 # make test         the same with test tools, then lint, types and the default test tier
 # make test-oldest  the default test tier on the oldest supported transformers
+# make test-lmms    one lmms-eval run with and without compression, in a venv of its own (.lmms)
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install -qq
 STAMPS := $(VENV)/.stamps
 OLDEST := .oldest
+LMMS   := .lmms
 TORCH  := $(shell grep -E '^torch==' requirements/base.txt)
 
-.PHONY: help demo test test-oldest lint setup clean
+.PHONY: help demo test test-oldest test-lmms lint setup clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 demo: $(STAMPS)/base
 	$(VENV)/bin/earlytom demo
@@ -24,15 +26,18 @@ test-oldest: $(OLDEST)/.stamp
 	PYTHONPATH=$(OLDEST) $(PY) -c "import transformers; print('transformers', transformers.__version__)"
 	PYTHONPATH=$(OLDEST) $(PY) -m pytest -q -n auto
 
+test-lmms: $(LMMS)/.stamp
+	$(LMMS)/bin/python -m pytest -q -m slow tests/integrations/test_lmms_run.py
+
 lint: $(STAMPS)/test
-	$(PY) -m ruff check --extend-exclude $(OLDEST) .
-	$(PY) -m ruff format --check --extend-exclude $(OLDEST) .
+	$(PY) -m ruff check --extend-exclude $(OLDEST),$(LMMS) .
+	$(PY) -m ruff format --check --extend-exclude $(OLDEST),$(LMMS) .
 	$(PY) -m mypy
 
 setup: $(STAMPS)/test
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(LMMS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed (make PYTHON=...)")'
@@ -54,4 +59,12 @@ $(STAMPS)/test: requirements/test.txt $(STAMPS)/base
 $(OLDEST)/.stamp: requirements/oldest.txt $(STAMPS)/test
 	rm -rf $(OLDEST)
 	$(PIP) --no-deps --target $(OLDEST) -r requirements/oldest.txt
+	@touch $@
+
+$(LMMS)/.stamp: requirements/base.txt requirements/lmms.txt pyproject.toml
+	@test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip --disable-pip-version-check install -qq $(TORCH)
+	$(LMMS)/bin/python -m pip --disable-pip-version-check install -qq -r requirements/base.txt
+	$(LMMS)/bin/python -m pip --disable-pip-version-check install -qq --no-deps -r requirements/lmms.txt
+	$(LMMS)/bin/python -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
 	@touch $@

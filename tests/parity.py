@@ -375,10 +375,9 @@ def stage_two(v: Vector) -> Outputs:
 def stage_three(v: Vector) -> Outputs:
     """Stage III."""
     hidden = v["hidden"][0]
-    visual = torch.zeros(hidden.shape[0], dtype=torch.bool)
-    visual[v["visual_start"] : v["visual_start"] + v["visual_len"]] = True
+    visual = span(hidden.shape[0], v["visual_start"], v["visual_len"])
     method = EarlyTom(policy="official", inner_merge_layer=2, inner_ratio=1 - v["merge_ratio"])
-    merge = method.merge_inner(hidden, v["attn_last_row"], visual)
+    merge = method.merge_inner(inner_state(hidden, visual, v["attn_last_row"]))
     if merge is None:
         return {"out_hidden": Copied(hidden[None]), "out_kept_index": torch.arange(len(hidden))}
     out = hidden[merge.index] if merge.hidden is None else merge.hidden
@@ -389,7 +388,9 @@ def stage_three(v: Vector) -> Outputs:
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.modules["tests.parity"] = sys.modules["__main__"]
-from tests import parity_merging, parity_pruning  # noqa: E402, F401
+from tests import parity_encoder, parity_fastvid, parity_inner  # noqa: E402, F401, I001
+from tests import parity_merging, parity_pruning, parity_sparse  # noqa: E402, F401
+from tests.inner_states import inner_state, span  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from earlytom.method import Method
 from earlytom.ops.plan import MergePlan
-from earlytom.stages import InnerMerge, TokenSelection, VideoFeatures, VideoState
+from earlytom.stages import (
+    InnerMerge,
+    InnerPoint,
+    InnerState,
+    TokenSelection,
+    VideoFeatures,
+    VideoState,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +35,8 @@ class Toy(Method):
     def score_layer(self, n_layers: int) -> int | None:
         return self.score
 
-    def inner_layer(self, n_layers: int) -> int | None:
-        return self.inner
+    def inner_points(self, n_layers: int) -> tuple[InnerPoint, ...]:
+        return () if self.inner is None else (InnerPoint(self.inner),)
 
     def merge_frames(
         self, hidden: Tensor, state: VideoState, point: int, tokens_per_frame: int
@@ -51,8 +58,8 @@ class Toy(Method):
         index = torch.linspace(0, present - 1, min(want, present)).round().long()
         return TokenSelection(index)
 
-    def merge_inner(self, hidden: Tensor, last_row: Tensor, visual: Tensor) -> InnerMerge | None:
-        keep = ~visual | (visual.long().cumsum(0) % 2 == 0)
+    def merge_inner(self, state: InnerState) -> InnerMerge | None:
+        keep = ~state.visual | (state.visual.long().cumsum(0) % 2 == 0)
         return InnerMerge(keep.nonzero().flatten())
 
 

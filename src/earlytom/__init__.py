@@ -21,6 +21,7 @@ from earlytom.errors import (
 )
 
 if TYPE_CHECKING:
+    from earlytom.compose import Compose
     from earlytom.hf.api import active_method, compress, last_report, restore
     from earlytom.method import Method, list_methods, load_method, register_method
     from earlytom.methods import EarlyTom
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BudgetError",
+    "Compose",
     "ConfigError",
     "EarlyTom",
     "EarlyTomError",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "Compose": "earlytom.compose",
     "EarlyTom": "earlytom.methods",
     "Method": "earlytom.method",
     "list_methods": "earlytom.methods",

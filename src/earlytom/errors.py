@@ -21,3 +21,11 @@ class UnsupportedModelError(EarlyTomError, TypeError):
 
 class VideoError(EarlyTomError, ValueError):
     """A video file or video tensor is missing, broken, empty or not usable."""
+
+
+class ResultError(EarlyTomError, ValueError):
+    """A file of benchmark results is missing, broken or does not belong to the others."""
+
+
+class MissingExtraError(EarlyTomError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""

@@ -11,13 +11,25 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from earlytom.errors import ConfigError
 from earlytom.files import atomic_write
-from earlytom.stages import InnerMerge, TokenSelection, VideoFeatures, VideoState
+from earlytom.ops.cells import largest_tokens
+from earlytom.registry import list_methods, load_method, method_class, register_method
+from earlytom.stages import (
+    InnerMerge,
+    InnerPoint,
+    InnerState,
+    PatchReduction,
+    PatchState,
+    TokenSelection,
+    VideoFeatures,
+    VideoState,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,8 +39,19 @@ if TYPE_CHECKING:
 POSITIONS = ("auto", "renumber", "keep", "respace")
 CONFIG_NAME = "compression_config.json"
 
-M = TypeVar("M", bound="type[Method]")
-_REGISTRY: dict[str, type[Method]] = {}
+__all__ = [
+    "CONFIG_NAME",
+    "POSITIONS",
+    "Method",
+    "check_ascending",
+    "check_choice",
+    "check_count",
+    "check_ratio",
+    "list_methods",
+    "load_method",
+    "method_class",
+    "register_method",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +76,12 @@ class Method:
     positions: str = "auto"
 
     name: ClassVar[str] = ""
+    # what `earlytom methods` shows beside that which follows from the stages (earlytom.catalog)
+    acts: ClassVar[tuple[str, ...]] = ()
+    signals: ClassVar[tuple[str, ...]] = ()
+    token_count: ClassVar[str] = "depends on the video"
+    citation: ClassVar[str] = ""
+    url: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.retention_ratio)
@@ -80,8 +109,28 @@ class Method:
         """Whether the keys of the score layer are wanted as well (``VideoFeatures.keys``)."""
         return False
 
-    def inner_layer(self, n_layers: int) -> int | None:
-        """Language-model layer in front of which stage III acts, or None."""
+    def needs_head(self) -> bool:
+        """Whether vectors and probe attention of the encoder's pooling head are wanted.
+
+        They arrive as ``VideoFeatures.frame_vectors`` and ``.probe``, None without such a head.
+        """
+        return False
+
+    def inner_points(self, n_layers: int) -> tuple[InnerPoint, ...]:
+        """Points (ascending) inside an ``n_layers`` language model where stage III acts.
+
+        Raises:
+            ConfigError: the settings do not fit a language model of this depth.
+        """
+        return ()
+
+    @property
+    def inner_positions(self) -> str:
+        """Positions behind a point: ``keep`` their own, or ``renumber``: 0..n'-1 once more."""
+        return "keep"
+
+    def decode_layer(self, n_layers: int) -> int | None:
+        """First layer whose decode steps see only what :meth:`decode_keep` says, or None."""
         return None
 
     def merge_frames(
@@ -101,24 +150,148 @@ class Method:
     def finish_frames(self, hidden: Tensor, state: VideoState, point: int) -> None:
         """Look at the merged frames ``[N, patches, dim]`` after point ``point``; may set groups."""
 
+    # ------------------------------------------------------------------ patches in the encoder
+    def reduce_layers(self, n_layers: int) -> tuple[int, ...]:
+        """Encoder layers (0-based, ascending) in which patch tokens are reduced."""
+        return ()
+
+    @property
+    def reduce_place(self) -> str:
+        """Where in such a layer: ``input``, ``attention`` (between it and the MLP), ``output``."""
+        return "attention"
+
+    def patch_signals(self) -> tuple[str, ...]:
+        """Attention inputs that ``reduce_patches`` wants: a subset of ``("query", "key")``."""
+        return ()
+
+    def proportional_attention(self) -> bool:
+        """Whether later layers add ``log(size)`` of a key's token to its attention logits."""
+        return False
+
+    def reduce_patches(self, hidden: Tensor, state: PatchState) -> PatchReduction | None:
+        """Reduce the patch tokens ``[T, n, dim]`` of one video; None keeps them as they are.
+
+        All frames of all videos of a call must be left with the same number of tokens.
+        """
+        return None
+
+    def rebuild_layers(self, n_layers: int) -> tuple[int, ...]:
+        """Layers whose attention runs on the restored patch grid, the MLP on the tokens left."""
+        return ()
+
+    def restore_patches(self, hidden: Tensor, state: PatchState) -> Tensor | None:
+        """Return ``[T, patches, dim]`` from the tokens left ``[T, n, dim]``.
+
+        None gives every patch the value of its owner (of the nearest token if it has none).
+        """
+        return None
+
+    def restore_grid(self) -> bool:
+        """Whether the patch grid is restored behind the encoder, so that stage II can select.
+
+        If not, the tokens left go to the language model, each in the cell nearest to its patches.
+        """
+        return self.selects_tokens
+
+    def final_patches(self, size: Tensor, budget: int) -> Tensor | None:
+        """Return which of the tokens left ``size [T, m]`` go to the language model.
+
+        Returns:
+            Ascending int64 index into ``T * m``, or None for all. With an exact budget these are
+            the ``budget`` tokens that stand for most patches.
+        """
+        if not self.exact_budget or size.numel() <= budget:
+            return None
+        return largest_tokens(size, budget)
+
+    def reuse_layer(self, n_layers: int) -> int | None:
+        """Encoder layer from which on only fresh patches are computed, or None."""
+        return None
+
+    def fresh_patches(self, hidden: Tensor, n_layers: int) -> Tensor:
+        """Mark the patches of one video that go on being computed.
+
+        Every other patch shows the state of the same patch in the latest frame that computed it.
+
+        Args:
+            hidden: ``[T, patches, dim]`` in front of ``reuse_layer``.
+            n_layers: depth of the encoder.
+
+        Returns:
+            ``[T, patches]`` bool with exactly ``fresh_count`` True, all of frame 0 among them.
+        """
+        return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+
+    def fresh_count(self, n_frames: int, patches: int, n_layers: int) -> int:
+        """Patches of a video of ``T`` frames that are computed from ``reuse_layer`` on."""
+        return n_frames * patches
+
+    def encoder_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
+        """Return a coarser token grid (height, width) to encode frames for, None: full resolution.
+
+        Args:
+            grid: (height, width) of the tokens of a frame after pooling.
+        """
+        return None
+
+    # ------------------------------------------------------------------ tokens
+    @property
+    def selects_tokens(self) -> bool:
+        """Whether there is a stage II at all."""
+        return type(self).select_tokens is not Method.select_tokens
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether ``TokenSelection.weight`` counts in the attention to the tokens.
+
+        The logarithm of a weight is added to the attention logits of its token in all layers of
+        the language model. Attention functions without a float mask count all tokens alike.
+        """
+        return False
+
     def select_tokens(self, video: VideoFeatures) -> TokenSelection | None:
         """Stage II: choose (and possibly merge) the tokens of one video; None keeps all."""
         return None
 
-    def merge_inner(self, hidden: Tensor, last_row: Tensor, visual: Tensor) -> InnerMerge | None:
-        """Stage III for one sequence in front of ``inner_layer``.
+    # ------------------------------------------------------------------ inside the language model
+    def inner_start(self, state: InnerState) -> None:
+        """Look at the embeddings of one sequence before layer 0, if there are inner points."""
 
-        Args:
-            hidden: ``[n, dim]``, padding removed.
-            last_row: ``[heads, n]`` float32, attention of the last query one layer earlier.
-            visual: ``[n]`` bool, visual tokens (newline tokens of a video included).
+    def inner_queries(self, state: InnerState) -> Tensor | None:
+        """Return ``[q]`` int64 columns whose attention rows are wanted; None: the last one.
+
+        ``state`` is what :meth:`merge_inner` will see, with ``attention`` still None.
         """
         return None
 
+    def merge_inner(self, state: InnerState) -> InnerMerge | None:
+        """Stage III at one point, for one sequence with visual tokens; None keeps all columns."""
+        return None
+
+    def decode_keep(self, last_row: Tensor, memory: dict[str, Any]) -> Tensor | None:
+        """Choose the visual columns that the layers from ``decode_layer`` on see in this step.
+
+        Called once per decoded token and sequence. The cache stays intact: this is a mask.
+
+        Args:
+            last_row: ``[heads, n_visual]`` float32, attention of the new token to the visual
+                columns in layer ``decode_layer - 1``.
+            memory: scratch of this sequence, kept with its row of the cache.
+
+        Returns:
+            ``[n_visual]`` bool, or None for all of them. Must not synchronise with the host.
+        """
+        return None
+
+    # ------------------------------------------------------------------ budget
     def token_budget(self, n_frames: int, tokens_per_frame: int) -> int:
         """Exact token count ``max(1, ceil(r T S))`` of a video of ``T`` input frames."""
         share = Fraction(str(self.retention_ratio))
         return max(1, math.ceil(share * n_frames * tokens_per_frame))
+
+    def patch_budget(self, n_frames: int, tokens_per_frame: int) -> int:
+        """Tokens that patch reduction has to leave of a video of ``T`` input frames."""
+        return self.token_budget(n_frames, tokens_per_frame)
 
     # ------------------------------------------------------------------ use
     def __call__(self, model: nn.Module) -> AbstractContextManager[Any]:
@@ -135,6 +308,21 @@ class Method:
     def to_json(self) -> str:
         """Return the config as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Method:
+        """Build this method from named settings.
+
+        Raises:
+            ConfigError: unknown setting, or a value out of range.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"{cls.name} has no setting {unknown[0]!r}; it has: {', '.join(known)}"
+            )
+        return cls(**settings)
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Method:
@@ -182,52 +370,6 @@ class Method:
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigError(f"cannot read {path}: {e}") from e
         return Method.from_json(text)
-
-
-# ---------------------------------------------------------------------- registry
-def register_method(cls: M) -> M:
-    """Class decorator: make ``cls`` available by its ``name``.
-
-    Raises:
-        ConfigError: no name, or the name is taken by another class.
-    """
-    if not cls.name:
-        raise ConfigError(f"{cls.__name__} needs a class attribute `name`")
-    taken = _REGISTRY.get(cls.name)
-    if taken is not None and taken.__qualname__ != cls.__qualname__:
-        raise ConfigError(f"method name {cls.name!r} is taken by {taken.__qualname__}")
-    _REGISTRY[cls.name] = cls
-    return cls
-
-
-def list_methods() -> list[str]:
-    """Return the registered method names, sorted."""
-    return sorted(_REGISTRY)
-
-
-def method_class(name: str) -> type[Method]:
-    """Return the class registered under ``name``.
-
-    Raises:
-        ConfigError: unknown name; the message lists what there is.
-    """
-    if name not in _REGISTRY:
-        raise ConfigError(f"unknown method {name!r}; available: {', '.join(list_methods())}")
-    return _REGISTRY[name]
-
-
-def load_method(name: str, **settings: Any) -> Method:
-    """Build a method by name, e.g. ``load_method("earlytom", retention_ratio=0.1)``.
-
-    Raises:
-        ConfigError: unknown name, unknown setting or value out of range.
-    """
-    cls = method_class(name)
-    known = [f.name for f in dataclasses.fields(cls)]
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise ConfigError(f"{name} has no setting {unknown[0]!r}; it has: {', '.join(known)}")
-    return cls(**settings)
 
 
 # ---------------------------------------------------------------------- checks

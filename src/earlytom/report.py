@@ -30,6 +30,10 @@ class VideoReport:
         index: ``[tokens_out]`` int64, every token as ``frame left * tokens_per_frame + patch``, or
             None if all tokens of the frames left were kept.
         received: ``[frames left, tokens]`` received attention that selection saw, or None.
+        patch_reductions: (encoder layer, patches per frame left) of every reduction inside the
+            encoder.
+        reuse: (encoder layer, patches, queries): from this layer on only so many patches of the
+            video were computed, with so many attention queries (padding included); None: all were.
     """
 
     frames_in: int
@@ -44,6 +48,8 @@ class VideoReport:
     slots: tuple[int, ...]
     index: Tensor | None
     received: Tensor | None
+    patch_reductions: tuple[tuple[int, int], ...] = ()
+    reuse: tuple[int, int, int] | None = None
 
     @property
     def frames_out(self) -> int:
@@ -65,6 +71,8 @@ class VideoReport:
             "frames_per_merge_point": list(self.frames_per_merge_point),
             "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
+            "patch_reductions": [list(p) for p in self.patch_reductions],
+            "reuse": None if self.reuse is None else list(self.reuse),
             "frame_members": [list(m) for m in self._members()],
         }
 
@@ -88,7 +96,10 @@ class Report:
         videos: one entry per video, in the order of ``pixel_values_videos``.
         prompt_columns: (before, after) columns of the prompt for the language model, or None
             before prefill.
-        inner: (layer, columns before, columns after) of stage III, or None.
+        inner: (layer, columns before, columns after) of every point of stage III passed.
+        layer_tokens: visual tokens with which every decoder layer was entered, all sequences of the
+            batch together, newline tokens not counted; empty without stage III.
+        layer_total: what the uncompressed model would have fed, counted alike.
     """
 
     method: str
@@ -96,7 +107,9 @@ class Report:
     positions: str
     videos: list[VideoReport] = field(default_factory=list)
     prompt_columns: tuple[int, int] | None = None
-    inner: tuple[int, int, int] | None = None
+    inner: tuple[tuple[int, int, int], ...] = ()
+    layer_tokens: tuple[int, ...] = ()
+    layer_total: int = 0
 
     @property
     def tokens_in(self) -> int:
@@ -113,6 +126,16 @@ class Report:
         """``tokens_out / tokens_in``; 1.0 for a call without video."""
         return self.tokens_out / self.tokens_in if self.tokens_in else 1.0
 
+    @property
+    def llm_retention(self) -> float:
+        """Visual tokens of a decoder layer / those of the uncompressed model, layer average.
+
+        Equals ``achieved_retention`` unless the method also acts inside the language model.
+        """
+        if not self.layer_tokens or not self.layer_total:
+            return self.achieved_retention
+        return sum(self.layer_tokens) / len(self.layer_tokens) / self.layer_total
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything but tensors as JSON-ready data."""
         return {
@@ -123,7 +146,8 @@ class Report:
             "tokens_in": self.tokens_in,
             "tokens_out": self.tokens_out,
             "prompt_columns": self.prompt_columns,
-            "inner": self.inner,
+            "inner": [list(p) for p in self.inner],
+            "llm_retention": self.llm_retention,
             "videos": [v.to_dict() for v in self.videos],
         }
 
@@ -134,6 +158,8 @@ def video_report(
     slots: tuple[int, ...],
     index: Tensor | None,
     received: Tensor | None,
+    patch_reductions: tuple[tuple[int, int], ...] = (),
+    reuse: tuple[int, int, int] | None = None,
 ) -> VideoReport:
     """Summarise one video after selection."""
     return VideoReport(
@@ -149,4 +175,6 @@ def video_report(
         slots=slots,
         index=index,
         received=received,
+        patch_reductions=patch_reductions,
+        reuse=reuse,
     )

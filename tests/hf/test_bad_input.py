@@ -49,8 +49,8 @@ def test_not_a_method(model: nn.Module) -> None:
     [
         (Toy(merge_layers=(1, 6)), r"encoder layer 6 .* 0\.\.5"),
         (Toy(score=6), r"encoder layer 6 .* 0\.\.5"),
-        (Toy(inner=4), r"inner_layer 4 .* 1\.\.3"),
-        (Toy(inner=0), r"inner_layer 0 .* 1\.\.3"),
+        (Toy(inner=4), r"inner layer 4 .* 1\.\.3"),
+        (Toy(inner=0), r"inner layer 0 .* 1\.\.3"),
     ],
 )
 def test_layers_out_of_range(model: nn.Module, method: Toy, match: str) -> None:

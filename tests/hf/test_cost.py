@@ -18,7 +18,6 @@ from tests.matrix import METHODS
 
 FAMILY = Family("llava_onevision")
 REAL = {k: m for k, m in METHODS.items() if k.startswith("earlytom")}
-TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
 
 
 class _Shapes(TorchDispatchMode):
@@ -32,27 +31,6 @@ class _Shapes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self.seen |= {tuple(t.shape) for t in tree_leaves(out) if isinstance(t, torch.Tensor)}
         return out
-
-
-@pytest.fixture
-def host_copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of calls that make a GPU wait for the host."""
-    calls: list[str] = []
-    depth = [0]
-    for name in TO_HOST:
-        original = getattr(torch.Tensor, name)
-
-        def spy(self: Any, *args: Any, _o: Any = original, _n: str = name, **kw: Any) -> Any:
-            if not depth[0]:
-                calls.append(_n)
-            depth[0] += 1
-            try:
-                return _o(self, *args, **kw)
-            finally:
-                depth[0] -= 1
-
-        monkeypatch.setattr(torch.Tensor, name, spy)
-    return calls
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 import earlytom
+from earlytom.methods import Afterimage
 from tests.families import PROMPTS, VIDEO, Family, forward, generate
 from tests.toys import TOYS
 
 FAMILY = Family("llava_onevision")
 OUTER, ALL = TOYS["merge_select_respace"], TOYS["all"]
-BOTH = pytest.mark.parametrize("method", [OUTER, ALL], ids=["outer", "all"])
+WEIGHTED = Afterimage(retention_ratio=0.25)
+BOTH = pytest.mark.parametrize("method", [OUTER, ALL, WEIGHTED], ids=["outer", "all", "weighted"])
 
 
 @pytest.fixture(scope="module")

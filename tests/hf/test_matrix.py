@@ -10,9 +10,11 @@ from torch import nn
 
 import earlytom
 from tests.families import FAMILIES, PROMPTS, Family, forward, generate, row_alone
+from tests.masked import check, recorded
 from tests.matrix import METHODS
 from tests.toys import IDENTITY
 
+INSIDE = [k for k, m in METHODS.items() if m.inner_points(4) or m.decode_layer(4) is not None]
 VIDEO_PROMPTS = [k for k in PROMPTS if "only" not in k]
 
 
@@ -55,8 +57,8 @@ def test_decode_equals_full_reforward(
         stepwise = torch.stack(out.logits, 1)
         assert torch.equal(out.sequences[:, :width], inputs["input_ids"])
         assert stepwise.isfinite().all()
-        if method.inner_layer(4) is not None:
-            return  # a re-forward ranks columns by another last query
+        if method.inner_points(4) or method.decode_layer(4) is not None:
+            return  # a re-forward ranks by another last query and decodes nothing: see below
         full = dict(inputs)
         full["input_ids"] = out.sequences[:, :-1]
         more = torch.ones(len(full["input_ids"]), new - 1, dtype=torch.long)
@@ -65,6 +67,19 @@ def test_decode_equals_full_reforward(
             again = forward(model, full, use_cache=use_cache).logits
             assert again.shape[1] == full["input_ids"].shape[1]
             torch.testing.assert_close(again[:, -new:], stepwise, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("name", INSIDE)
+def test_decode_equals_the_masked_reference(
+    family: Family, model: nn.Module, name: str, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = family.inputs(PROMPTS[prompt])
+    with METHODS[name](model):
+        record, handle = recorded(model, METHODS[name], monkeypatch)
+        with handle:
+            out = generate(model, inputs, return_dict_in_generate=True, output_logits=True)
+        check(model, record, out, inputs["input_ids"].shape[1])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -102,7 +117,8 @@ def test_counts_and_determinism(family: Family, model: nn.Module, name: str, pro
         assert list(video.slots) == sorted(video.slots)
     columns = report.prompt_columns or (inputs["input_ids"].shape[1],) * 2
     if len(PROMPTS[prompt]) == 1:
-        removed = columns[0] - columns[1] - (report.tokens_in - report.tokens_out)
+        entered = report.layer_tokens[0] if report.layer_tokens else report.tokens_out
+        removed = columns[0] - columns[1] - (report.tokens_in - entered)
         newlines = (family.newlines_per_video - 1) * len(report.videos)  # one at the end stays
         assert 0 <= removed <= newlines
 
@@ -166,8 +182,6 @@ def test_attention_backends_agree(family: Family, model: nn.Module, name: str, a
 
 @pytest.mark.parametrize("name", METHODS)
 def test_right_padding_gives_the_same_logits(family: Family, model: nn.Module, name: str) -> None:
-    if METHODS[name].inner_layer(4) is not None:
-        pytest.skip("the last query of a right-padded row is padding")
     left = family.inputs(PROMPTS["batch_padded"])
     right = family.inputs(PROMPTS["batch_padded"], left=False)
     with METHODS[name](model):

@@ -131,6 +131,39 @@ def test_decode_step(start: int, length: int, text: int, pruned: float, seed: in
     assert bool(keep.all())
 
 
+# ---------------------------------------------------------------------- decoding
+def steps(method: DyCoke, rows: list[Tensor]) -> list[set[int]]:
+    memory: dict[str, object] = {}
+    found = [method.decode_keep(row, memory) for row in rows]
+    return [set(k.nonzero().flatten().tolist()) for k in found if k is not None]
+
+
+def test_decoding_sees_what_the_newest_token_looks_at() -> None:
+    g = torch.Generator().manual_seed(0)
+    first, other = torch.rand(4, 20, generator=g) ** 8, torch.rand(4, 20, generator=g) ** 8
+    rows = [first, first * 0.9, other, other + 1e-4]
+    best = [set(r.mean(0).argsort(descending=True)[:6].tolist()) for r in (first, other)]
+    everything = set(range(20))
+    exact, official = (DyCoke(decode_ratio=0.3, policy=p) for p in ("exact", "official"))
+    assert steps(exact, rows) == [best[0], best[0], best[1], best[1]]
+    assert steps(official, rows) == [best[0], everything, best[1], everything]
+
+
+def test_decoding_starts_anew_when_a_turn_brings_another_video() -> None:
+    rows = [torch.rand(2, 10), torch.rand(2, 14)]
+    found = steps(DyCoke(decode_ratio=0.2), rows)
+    assert [len(f) for f in found] == [2, 2]
+    assert len(steps(DyCoke(decode_ratio=0.01), rows)[0]) == 1
+
+
+def test_decode_layer() -> None:
+    assert DyCoke().decode_layer(28) is None
+    assert DyCoke(decode_ratio=1.0).decode_layer(28) is None
+    assert DyCoke(decode_ratio=0.3).decode_layer(28) == 3
+    assert DyCoke(decode_ratio=0.3, decode_from=2).decode_layer(4) == 2
+    assert DyCoke().decode_keep(torch.rand(2, 5), {}) is None
+
+
 def test_bad_videos() -> None:
     check_bad_input(DyCoke())
     check_bad_input(OFFICIAL)
@@ -141,6 +174,9 @@ def test_bad_videos() -> None:
     [
         ({"policy": "paper"}, "policy"),
         ({"merge_ratio": 0.7}, "no meaning"),
+        ({"decode_ratio": 0.0}, "decode_ratio"),
+        ({"decode_from": 0}, "decode_from"),
+        ({"threshold": 1.5}, "threshold"),
         ({"policy": "official", "merge_ratio": 1.5}, "merge_ratio"),
         ({"policy": "official", "retention_ratio": 0.2}, "at least 0.25"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from earlytom.errors import BudgetError, ConfigError
 from earlytom.method import Method, list_methods
 from earlytom.methods import EarlyTom, load_method
+from earlytom.stages import InnerPoint
 
 NAN = float("nan")
 
@@ -124,9 +125,9 @@ def test_merge_points_are_checked_against_the_depth() -> None:
         EarlyTom(frames=(5, 3)).merge_points(2)
     assert EarlyTom(encoder_budget=1.0, merge_layers=(11,)).merge_points(12) == (11,)
     with pytest.raises(ConfigError, match=r"allowed: 1..3"):
-        EarlyTom(inner_merge_layer=4).inner_layer(4)
-    assert EarlyTom(inner_merge_layer=3).inner_layer(4) == 3
-    assert EarlyTom().inner_layer(4) is None
+        EarlyTom(inner_merge_layer=4).inner_points(4)
+    assert EarlyTom(inner_merge_layer=3).inner_points(4) == (InnerPoint(3),)
+    assert EarlyTom().inner_points(4) == ()
 
 
 def test_attention_is_asked_for_only_if_selection_ranks_by_it() -> None:

@@ -13,6 +13,7 @@ from earlytom.methods import EarlyTom
 from earlytom.ops.budget import encoder_share
 from earlytom.ops.plan import MergePlan
 from earlytom.stages import TokenSelection, VideoFeatures, VideoState
+from tests.inner_states import inner_state
 from tests.ops.helpers import assert_stochastic, video
 
 LAYERS = 12
@@ -254,21 +255,22 @@ def test_inner(policy: str) -> None:
     visual = torch.zeros(20, dtype=torch.bool)
     visual[[3, 4, 5, 9, 10, 11, 12, 13]] = True
     m = EarlyTom(policy=policy, inner_merge_layer=2, inner_ratio=0.25)
-    merge = m.merge_inner(hidden, rows, visual)
+    merge = m.merge_inner(inner_state(hidden, visual, rows))
     assert merge is not None
     assert merge.hidden is not None
     assert merge.index.numel() == 12 + 2
     text = ~visual[merge.index]
     assert torch.equal(merge.hidden[text], hidden[~visual])
     assert not torch.equal(merge.hidden[~text], hidden[merge.index][~text])
-    assert m.merge_inner(hidden, rows, torch.zeros(20, dtype=torch.bool)) is None
-    assert EarlyTom(inner_ratio=1.0).merge_inner(hidden, rows, visual) is None
+    assert m.merge_inner(inner_state(hidden, torch.zeros_like(visual), rows)) is None
+    assert EarlyTom(inner_ratio=1.0).merge_inner(inner_state(hidden, visual, rows)) is None
 
 
 def test_inner_keeps_at_least_one() -> None:
     visual = torch.zeros(5, dtype=torch.bool)
     visual[2:4] = True
-    merge = EarlyTom(inner_ratio=0.1).merge_inner(torch.randn(5, 3), torch.rand(1, 5), visual)
+    state = inner_state(torch.randn(5, 3), visual, torch.rand(1, 5))
+    merge = EarlyTom(inner_ratio=0.1).merge_inner(state)
     assert merge is not None
     assert merge.index.numel() == 4
 

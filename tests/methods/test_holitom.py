@@ -14,6 +14,7 @@ from earlytom.ops.cluster import density_peaks
 from earlytom.ops.windows import merge_runs, share_out, static_windows
 from earlytom.stages import VideoFeatures, VideoState
 from tests import parity
+from tests.inner_states import inner_state, span
 from tests.methods.merging import (
     DATA,
     RATIOS,
@@ -37,10 +38,9 @@ def test_vectors() -> None:
 @pytest.mark.parametrize("path", sorted(DATA.glob("holitom_inner_*.npz")), ids=lambda p: p.stem)
 def test_inner_vectors(path: Path) -> None:
     v = parity.Vector(path)
-    visual = torch.zeros(v["hidden"].shape[1], dtype=torch.bool)
-    visual[v["visual_start"] : v["visual_start"] + v["visual_len"]] = True
+    visual = span(v["hidden"].shape[1], v["visual_start"], v["visual_len"])
     method = HoliTom(policy="official", inner_merge_layer=2, inner_ratio=1 - v["merge_ratio"])
-    merge = method.merge_inner(v["hidden"][0], v["attn_last_row"], visual)
+    merge = method.merge_inner(inner_state(v["hidden"][0], visual, v["attn_last_row"]))
     assert merge is not None
     assert torch.equal(merge.index, v.expected["out_kept_index"])
     torch.testing.assert_close(merge.hidden, v.expected["out_hidden"][0], atol=1e-4, rtol=1e-4)

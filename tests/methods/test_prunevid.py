@@ -8,6 +8,8 @@ from earlytom.method import Method
 from earlytom.methods import PruneVid
 from earlytom.methods.prunevid import token_groups
 from earlytom.ops.cluster import contiguous_labels, label_groups
+from tests.inner_runs import frames_of, prompt, rows_of, run_inside
+from tests.inner_states import inner_state, span
 from tests.methods.merging import (
     RATIOS,
     check,
@@ -120,6 +122,41 @@ def test_official_leaves_small_groups_alone() -> None:
     assert selected(moving, clip(8, 15, still=0.0)).index.numel() == 8 * 7
 
 
+# ---------------------------------------------------------------------- stage 2
+@pytest.mark.parametrize("policy", ["exact", "official"])
+@pytest.mark.parametrize("newline", [False, True])
+def test_stage_two_keeps_what_the_question_looks_at_in_every_frame(
+    policy: str, newline: bool
+) -> None:
+    hidden, patch = prompt(5, 16, newline=newline)
+    run = run_inside(PruneVid(policy=policy, inner_prune_layer=3), hidden, patch, n_layers=6)
+    kept = 6 if policy == "official" else 6.4  # of 16 in every frame
+    assert run.seen == [80] * 3 + [int(5 * kept)] * 3
+    assert torch.equal(run.hidden, hidden[run.column])
+    questions = torch.arange(len(patch) - 5, len(patch))
+    score = rows_of(hidden, questions).amax((0, 1))
+    for frame in range(5):
+        inside = (frames_of(patch) == frame).nonzero().flatten()
+        left = [c for c in inside.tolist() if c in run.column.tolist()]
+        assert len(left) in (6, 7)
+        best = inside[score[inside].argsort(descending=True)[: len(left)]]
+        assert left == sorted(best.tolist())
+
+
+def test_stage_two_is_off_by_default_and_with_nothing_to_prune() -> None:
+    assert PruneVid().inner_points(28) == ()
+    assert PruneVid(inner_prune_layer=3, inner_ratio=1.0).inner_points(28) == ()
+
+
+def test_stage_two_without_a_question_asks_the_last_column() -> None:
+    state = inner_state(torch.randn(12, 4), span(12, 2, 10), torch.rand(2, 12))
+    method = PruneVid(inner_prune_layer=3, inner_ratio=0.05)
+    assert method.inner_queries(state) is None
+    done = method.merge_inner(state)
+    assert done is not None
+    assert done.index.numel() == 3  # at least one visual token
+
+
 def test_bad_videos() -> None:
     check_bad_input(PruneVid())
     check_bad_input(OFFICIAL)
@@ -134,6 +171,8 @@ def test_bad_videos() -> None:
         {"cluster_ratio": 0.0, "policy": "official"},
         {"temporal_segment_ratio": 0.0},
         {"neighbours": 0},
+        {"inner_ratio": 0.0},
+        {"inner_prune_layer": 0},
     ],
 )
 def test_bad_settings(wrong: dict[str, object]) -> None:

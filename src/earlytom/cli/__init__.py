@@ -11,7 +11,10 @@ from earlytom._version import __version__
 from earlytom.cli import tiny
 from earlytom.cli.ask import ask
 from earlytom.cli.demo import demo
+from earlytom.cli.eval import evaluate
 from earlytom.cli.methods import methods
+from earlytom.cli.report import report
+from earlytom.cli.tune import tune
 from earlytom.errors import EarlyTomError
 
 __all__ = ["app", "main"]
@@ -25,7 +28,10 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(demo)
+app.command("eval")(evaluate)
 app.command()(methods)
+app.command()(report)
+app.command()(tune)
 app.add_typer(tiny.app, name="tiny")
 
 

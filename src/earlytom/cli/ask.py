@@ -29,7 +29,7 @@ def ask(
     video: Annotated[str, typer.Argument(help="Video file.", show_default=False)],
     question: Annotated[str, typer.Argument(help="Question about it.", show_default=False)],
     model: opt.Model = None,
-    method: opt.MethodName = "earlytom",
+    method: opt.MethodName = "afterimage",
     retention_ratio: opt.Ratio = None,
     frames: opt.Frames = None,
     fps: Annotated[

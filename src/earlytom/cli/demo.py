@@ -20,7 +20,7 @@ def demo(
         float, typer.Option("--retention-ratio", help="Share of visual tokens to keep, in (0, 1].")
     ] = 0.25,
     frames: Annotated[int, typer.Option("--frames", help="Frames per video.")] = 16,
-    method: opt.MethodName = "earlytom",
+    method: opt.MethodName = "afterimage",
     policy: opt.Policy = None,
     positions: opt.Positions = None,
     model: opt.Model = None,

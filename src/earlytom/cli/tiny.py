@@ -151,3 +151,34 @@ def make_video(
     typer.echo(f"{output} ({frames} frames, {record['shots']} shots) and {listing.name}")
     for entry in record["questions"]:
         typer.echo(f"  {entry['question']}  {entry['answer']}")
+
+
+@app.command("lmms-task")
+@guarded
+def lmms_task(
+    folder: Annotated[Path, typer.Argument(help="Folder for videos, questions and tasks.")],
+    clips: Annotated[int, typer.Option(min=1, help="Number of videos.")] = 20,
+    questions: Annotated[int, typer.Option(min=1, help="At most this many per video.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first clip.")] = 0,
+    frames: Annotated[int, typer.Option(help="Clip frames: 4, 8, 16 or 32.")] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Write generated videos and two lmms-eval tasks about them (see docs/lmms-eval.md)."""
+    from earlytom.tiny import write_lmms_task
+    from earlytom.tiny.lmms_task import CHOICE_TASK, TASK
+
+    with _progress() as bars:
+        task = bars.add_task("writing", total=clips, note="")
+        rows = write_lmms_task(
+            folder,
+            clips,
+            questions=questions,
+            seed=seed,
+            num_frames=frames,
+            progress=lambda done: bars.update(task, completed=done),
+        )
+    tasks = [TASK, CHOICE_TASK]
+    if as_json:
+        emit({"path": str(folder), "tasks": tasks, "clips": clips, "questions": len(rows)})
+    else:
+        typer.echo(f"{folder}: {clips} videos, {len(rows)} questions, tasks {', '.join(tasks)}")

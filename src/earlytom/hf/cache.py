@@ -7,6 +7,7 @@ uncompressed ("virtual") length, by the same contract as transformers' own slidi
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,35 +28,66 @@ class CacheState:
         anchor: physical layer-0 length at which ``next_position`` applies.
         next_position: ``[batch, 1]`` int64.
         virtual: uncompressed length at ``anchor``.
-        inner: columns that layers behind stage III own, or None.
+        inner: for every point of stage III, the columns that the layers behind it own (None: all);
+            empty as long as no point was passed.
+        shown: what a decode stage chooses from, or None.
+        bias: ``[batch, columns]`` float32 log weights of the first layer-0 columns, or None.
     """
 
     mask: Tensor | None
     anchor: int
     next_position: Tensor
     virtual: int
-    inner: InnerColumns | None = None
+    inner: tuple[InnerColumns | None, ...] = ()
+    shown: DecodeColumns | None = None
+    bias: Tensor | None = None
 
 
 @dataclass
 class InnerColumns:
-    """Layer-0 columns that the layers behind stage III hold.
+    """Layer-0 columns that the layers behind a point of stage III hold.
 
     Attributes:
         index: ``[batch, k]`` int64 layer-0 column of every column held.
         valid: ``[batch, k]`` bool (False: padding), or None when all are real.
         anchor: physical layer-0 length up to which this is known.
+        shift: ``[batch, 1]`` by how much positions are lower behind the point, or None for 0.
     """
 
     index: Tensor
     valid: Tensor | None
     anchor: int
+    shift: Tensor | None = None
+
+
+@dataclass
+class DecodeColumns:
+    """Visual columns of every row of the cache, for methods that choose from them in every step.
+
+    Attributes:
+        columns: per row ``[n_visual]`` int64 ascending layer-0 columns.
+        memory: per row, the method's scratch.
+    """
+
+    columns: list[Tensor]
+    memory: list[dict[str, Any]]
+
+    def expand(self, batch: int) -> DecodeColumns:
+        """Repeat rows for beams, as :func:`expand_batch`; every one gets a memory of its own."""
+        if len(self.columns) == batch:
+            return self
+        rows = [i // (batch // len(self.columns)) for i in range(batch)]
+        return DecodeColumns(
+            [self.columns[i] for i in rows], [copy.deepcopy(self.memory[i]) for i in rows]
+        )
 
 
 class VirtualLengthLayer(DynamicLayer):
     """A dynamic cache layer that reports the length the prompt had before compression."""
 
     offset = 0
+    tracked = False  # whether somebody asks for `order`
+    order: Tensor | None = None  # how beam search moved the rows since it was last asked
     keys: Tensor
     values: Tensor
 
@@ -75,6 +107,13 @@ class VirtualLengthLayer(DynamicLayer):
         if remove < 0:
             self.keys = self.keys[..., :remove, :]
             self.values = self.values[..., :remove, :]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Move the rows, and remember how if somebody asks for it."""
+        super().reorder_cache(beam_idx)
+        if self.tracked:
+            old = self.order
+            self.order = beam_idx if old is None else old[beam_idx.to(old.device)]
 
 
 def is_static(cache: Any) -> bool:

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from earlytom.errors import ConfigError, UnsupportedModelError
+from earlytom.hf.decoding import DecodeSide
 from earlytom.hf.inner import InnerSide
 from earlytom.hf.probe import Probe
 from earlytom.hf.prompt import PromptSide
 from earlytom.hf.vision import VisionSide
+from earlytom.hf.weights import TokenWeights, can_weigh
 from earlytom.method import Method
 from earlytom.models import find_adapter, unwrap
 from earlytom.models.base import Adapter
@@ -41,19 +43,38 @@ class Controller:
     def __init__(self, adapter: Adapter, method: Method) -> None:
         self.adapter = adapter
         self.method = method
-        self.vision = VisionSide(adapter, method)
+        weights = self._weights()
+        self.vision = VisionSide(adapter, method, weights)
         depth = len(adapter.decoder_layers)
-        inner = method.inner_layer(depth)
+        points, decode = method.inner_points(depth), method.decode_layer(depth)
         self.prompt = PromptSide(
-            adapter, method.resolved_positions() == "renumber", inner is not None
+            adapter,
+            method.resolved_positions() == "renumber",
+            bool(points),
+            decode is not None,
+            weights,
         )
-        self.inner = None if inner is None else InnerSide(self.prompt, method, inner)
-        self._check(depth, inner)
+        self.inner = InnerSide(adapter, self.prompt, method, points) if points else None
+        self.decoding = None if decode is None else DecodeSide(adapter, self.prompt, method, decode)
+        if self.inner is not None:
+            self.prompt.first = self.inner.at_embeddings
+        self._check()
         self._handles: list[Any] = []
         self._probes: list[Probe] = []
         self._own_features: Any = None
 
-    def _check(self, depth: int, inner: int | None) -> None:
+    def _weights(self) -> TokenWeights | None:
+        if not self.method.weighs_tokens:
+            return None
+        if can_weigh(self.adapter.attention(self.adapter.decoder_layers[0])):
+            return TokenWeights(self.adapter, self.method.name)
+        logger.warning(
+            "%s counts all tokens alike: this attention implementation takes no weights",
+            self.method.name,
+        )
+        return None
+
+    def _check(self) -> None:
         usable = self.adapter.usable_layers
         asked = [*self.vision.points]
         if self.vision.score_layer is not None:
@@ -63,12 +84,10 @@ class Controller:
                 raise ConfigError(
                     f"encoder layer {layer} is out of range; this model uses layers 0..{usable - 1}"
                 )
-        if inner is None:
+        if self.inner is None and self.decoding is None:
             return
-        if not 1 <= inner < depth:
-            raise ConfigError(
-                f"inner_layer {inner} is out of range; this language model allows 1..{depth - 1}"
-            )
+        if self.inner is not None and self.decoding is not None:
+            raise ConfigError("a method cannot have both inner points and a decode layer")
         kinds = set(getattr(self.adapter.language_model.config, "layer_types", None) or [])
         if kinds - {"full_attention"}:
             raise UnsupportedModelError(
@@ -93,21 +112,25 @@ class Controller:
         for i, layer in enumerate(adapter.layers):
             if i in after:
                 self._before(layer, functools.partial(vision.before_layer, i))
-        if vision.score_layer is not None:
-            module = adapter.attention(adapter.layers[vision.score_layer])
-            self._probes.append(Probe(module, vision.capture))
+        self._probes += vision.reuse.probes(vision.sinks())
+        if vision.reuse.layer is not None:
+            self._before(adapter.layers[vision.reuse.layer], vision.reuse.before_layer)
+        vision.patches.install(self._handles)
+        head = adapter.pooling_head if self.method.needs_head() else None
+        if head is not None:
+            self._handles.append(head.register_forward_hook(vision.capture_head, with_kwargs=True))
         for projector in adapter.projectors:
             self._before(projector, vision.before_projector)
             self._handles.append(projector.register_forward_hook(vision.after_projector))
         self._before(adapter.inner, prompt.before_model)
         self._before(adapter.language_model, prompt.before_language_model)
         if self.inner is not None:
-            first = self.inner.layer
-            module = adapter.attention(adapter.decoder_layers[first - 1])
-            self._probes.append(Probe(module, self.inner.capture))
-            for i, layer in enumerate(adapter.decoder_layers):
-                if i >= first:
-                    self._before(layer, functools.partial(self.inner.before_layer, i))
+            self.inner.install(self._handles)
+        if self.decoding is not None:
+            self.decoding.install(self._handles)
+        for side in (self.inner, self.decoding):
+            for i, sink in ({} if side is None else side.sinks()).items():
+                self._probes.append(Probe(adapter.attention(adapter.decoder_layers[i]), sink))
         self._handles.append(
             adapter.language_model.register_forward_hook(
                 self._after_language_model, with_kwargs=True, always_call=True
@@ -152,8 +175,14 @@ class Controller:
         self.prompt.after_language_model(module, args, kwargs, out)
         if step is not None and step.prompt and out is not None:
             self.report().prompt_columns = self.prompt.columns
-            if self.inner is not None and self.inner.columns is not None:
-                self.report().inner = (self.inner.layer, *self.inner.columns)
+            if self.inner is not None and self.inner.prefill is not None:
+                report = self.report()
+                report.inner = tuple(self.inner.prefill.columns)
+                report.layer_tokens = self.inner.layer_tokens
+                report.layer_total = sum(self.inner.prefill.videos.uncompressed)
+        for side in (self.inner, self.decoding):
+            if side is not None:
+                side.finish()
 
 
 class _VideoFeatures:

@@ -19,6 +19,8 @@ PROBE_NAME = "earlytom_probe"  # must not contain "flash": transformers routes s
 _ATTR = "_earlytom_probe"
 
 Sink = Callable[[Tensor, Tensor, Tensor | None, float, nn.Module], None]
+Attend = Callable[[Tensor, Tensor, Tensor], Any]
+Rewire = Callable[[Attend, Tensor, Tensor, Tensor], Any]
 
 
 class Probe:
@@ -27,12 +29,17 @@ class Probe:
     Args:
         module: attention module with a ``config``.
         sink: called as ``sink(query, key, mask, scaling, module)`` with ``[batch, heads, n, d]``.
+        rewire: called as ``rewire(attend, query, key, value)`` instead of ``attend(query, key,
+            value)``, the implementation that the model was loaded with; returns what that returns.
     """
 
-    def __init__(self, module: nn.Module, sink: Sink) -> None:
+    def __init__(
+        self, module: nn.Module, sink: Sink | None = None, rewire: Rewire | None = None
+    ) -> None:
         AttentionInterface.register(PROBE_NAME, _probed_attention)
         self.module = module
         self.sink = sink
+        self.rewire = rewire
         self.config: Any = module.config
         private: Any = copy.copy(self.config)
         private._attn_implementation = PROBE_NAME
@@ -43,6 +50,19 @@ class Probe:
         """Give the module its own config back."""
         object.__setattr__(self.module, "config", self.config)
         object.__delattr__(self.module, _ATTR)
+
+
+def probe_of(module: nn.Module) -> Probe | None:
+    """Return the probe on ``module``, or None."""
+    probe: Probe | None = module.__dict__.get(_ATTR)
+    return probe
+
+
+def implementation_of(module: nn.Module) -> str:
+    """Return the attention implementation that ``module`` runs, also below a probe."""
+    probe = probe_of(module)
+    config: Any = module.config if probe is None else probe.config
+    return str(config._attn_implementation)
 
 
 def _probed_attention(
@@ -57,8 +77,13 @@ def _probed_attention(
     probe: Probe = getattr(module, _ATTR)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    probe.sink(query, key, attention_mask, scaling, module)
+    if probe.sink is not None:
+        probe.sink(query, key, attention_mask, scaling, module)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     # read at call time: set_attn_implementation() after compress() must keep working
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(probe.config._attn_implementation, eager)
-    return attend(module, query, key, value, attention_mask, *args, **kwargs)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return attend(module, q, k, v, attention_mask, *args, **kwargs)
+
+    return run(query, key, value) if probe.rewire is None else probe.rewire(run, query, key, value)

@@ -16,6 +16,8 @@ from earlytom.errors import VideoError
 from earlytom.hf.cache import (
     STATE,
     CacheState,
+    DecodeColumns,
+    VirtualLengthLayer,
     compact,
     expand_batch,
     hide_compression,
@@ -23,34 +25,11 @@ from earlytom.hf.cache import (
     physical_length,
     removed_columns,
 )
+from earlytom.hf.columns import VideoColumns, VideoLayout
+from earlytom.hf.steps import Embeddings, First, Step, restore_columns
+from earlytom.hf.weights import TokenWeights, extend, weighted_mask
 from earlytom.models.base import Adapter
-
-
-@dataclass
-class Step:
-    """Scratch of one language-model forward.
-
-    Attributes:
-        state: decode state that this step starts from (decode) or leaves behind (prompt).
-        past: physical layer-0 columns before this step.
-        length: columns of this step after compaction.
-        prompt: True for a step that compacted (or may compact further inside) a prompt.
-        original: columns of this step as the caller passed them.
-        index: ``[batch, length]`` caller's column of every column (prompt only).
-        mask: ``[batch, length]`` bool, real columns, right-aligned (prompt only).
-        counts: real columns of every row (prompt only).
-        visual: ``[batch, length]`` bool, video columns (prompt only).
-    """
-
-    state: CacheState
-    past: Any
-    length: int
-    prompt: bool
-    original: int = 0
-    index: Tensor | None = None
-    mask: Tensor | None = None
-    counts: tuple[int, ...] = ()
-    visual: Tensor | None = None
+from earlytom.ops.select import mask_index
 
 
 class PromptSide:
@@ -60,15 +39,28 @@ class PromptSide:
         adapter: the live model.
         renumber: give survivors contiguous positions instead of their columns' own.
         inner: whether stage III will look at the prompt.
+        decode: whether later steps choose from its visual columns.
+        weights: brings the log weights of video tokens, or None.
     """
 
-    def __init__(self, adapter: Adapter, renumber: bool, inner: bool) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        renumber: bool,
+        inner: bool = False,
+        decode: bool = False,
+        weights: TokenWeights | None = None,
+    ) -> None:
         self.adapter = adapter
         self.renumber = renumber
-        self.inner = inner
+        self.watched = inner or decode or weights is not None
+        self.weights = weights
+        self.decode = decode
+        self.first: First | None = None  # sees the embeddings, may drop columns
         self.step: Step | None = None
         self.columns: tuple[int, int] | None = None
         self._visual: Tensor | None = None
+        self._layout: VideoLayout | None = None
 
     # ------------------------------------------------------------------ hooks
     def before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -79,26 +71,31 @@ class PromptSide:
         """
         ids = kwargs.get("input_ids", args[0] if args else None)
         self._visual = None if ids is None else ids == self.adapter.video_token_id
+        self._layout = None
         if self._visual is None:
             return
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("video")  # generate encodes ahead
         if kwargs.get("pixel_values_videos") is not None:
-            needed = self.adapter.placeholder_count(self.adapter.frame_counts(kwargs))
+            frames = self.adapter.frame_counts(kwargs)
+            rows = [self.adapter.placeholder_count([t]) for t in frames]
         elif encoded is not None:
-            needed = sum(len(rows) for rows in self.adapter.read_features(encoded, []))
+            frames, rows = None, [len(r) for r in self.adapter.read_features(encoded, [])]
         else:
             return
-        found = int(self._visual.sum())
+        found, needed = int(self._visual.sum()), sum(rows)
         if found != needed:
             raise VideoError(
                 f"the prompt holds {found} video placeholder tokens, but its videos need {needed}"
             )
+        if self.watched:
+            self._layout = VideoLayout.of(self.adapter, rows, frames)
 
     def before_language_model(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of the language model: compact a prompt, or continue on a compressed cache."""
         self.step = None
         x = kwargs.get("inputs_embeds")
         visual, self._visual = self._visual, None
+        layout, self._layout = self._layout, None
         if x is None:
             return None
         cache = kwargs.get("past_key_values")
@@ -109,8 +106,8 @@ class PromptSide:
             past = int(past)
             if past == 0:
                 state = None  # a fresh or reset cache
-            prompt = self._read_prompt(x, kwargs.get("attention_mask"), past, visual)
-            if prompt.dropped or (self.inner and prompt.has_visual):
+            prompt = self._read_prompt(x, kwargs.get("attention_mask"), past, visual, layout)
+            if prompt.dropped or prompt.videos is not None:
                 return args, self._compact(dict(kwargs), x, cache, state, past, prompt)
         if state is None:
             return None
@@ -123,26 +120,44 @@ class PromptSide:
         if step is None or output is None:
             return
         if step.prompt:
-            output.last_hidden_state = _restore_columns(output.last_hidden_state, step)
+            output.last_hidden_state = restore_columns(output.last_hidden_state, step)
         cache = getattr(output, "past_key_values", None)
         if cache is not None and step.prompt:
             setattr(cache, STATE, step.state)
             hide_compression(cache, step.state.virtual)
+            if step.state.shown is not None and isinstance(cache.layers[0], VirtualLengthLayer):
+                cache.layers[0].tracked = True
 
     # ------------------------------------------------------------------ prompt
     def _read_prompt(
-        self, x: Tensor, attention_mask: Any, past: int, visual: Tensor | None
+        self,
+        x: Tensor,
+        attention_mask: Any,
+        past: int,
+        visual: Tensor | None,
+        layout: VideoLayout | None,
     ) -> _Prompt:
         batch, length, _ = x.shape
         real = _real_columns(attention_mask, batch, length, past, x.device)
         dropped = x[..., 0].isnan()
-        video = torch.zeros_like(real) if visual is None else visual.to(x.device)
         valid = real & ~dropped
         history = None
         if past and isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             history = attention_mask[:, -length - past : -length].to(x.device, torch.bool)
-        counts = torch.stack([valid.sum(1), dropped.sum(1), video.sum(1)]).tolist()  # one sync
-        return _Prompt(valid, video, history, counts[0], sum(counts[1]) > 0, sum(counts[2]) > 0)
+        wanted = [valid, dropped]
+        if visual is not None and layout is not None:
+            visual = visual.to(x.device)
+            patch, frame = layout.spread(visual)
+            wanted += [visual & valid, (patch >= 0) & valid, patch >= 0]
+        counts = torch.stack([w.sum(1) for w in wanted]).tolist()  # one sync
+        videos = None
+        if visual is not None and layout is not None and sum(counts[4]):
+            entered, uncompressed = tuple(counts[3]), tuple(counts[4])
+            bias = None if self.weights is None else self.weights.of(visual, layout.rows)
+            videos = VideoColumns(
+                visual, patch, frame, counts[2], counts[3], entered, uncompressed, bias
+            )
+        return _Prompt(valid, videos, history, counts[0], sum(counts[1]) > 0)
 
     def _compact(
         self,
@@ -154,12 +169,19 @@ class PromptSide:
         prompt: _Prompt,
     ) -> dict[str, Any]:
         batch, length, dim = x.shape
-        kept = max(prompt.counts)
-        index, mask = compact(prompt.valid, kept)
+        index, mask = compact(prompt.valid, max(prompt.counts))
         x = x.gather(1, index[..., None].expand(-1, -1, dim))
         x = x.masked_fill(~mask[..., None], 0)  # 0 * NaN would poison the values of padding
+        entry = Embeddings(x, index, mask, tuple(prompt.counts))
+        videos = prompt.videos
+        if videos is not None:
+            videos.keep(index, mask, [0] * batch)
+            if self.first is not None:
+                entry = self.first(entry, videos)
+                x, index, mask = entry.x, entry.index, entry.mask
+        kept = index.shape[1]
         known = prompt.history if state is None else _history(state, past, batch)
-        padded = min(prompt.counts) < kept or known is not None
+        padded = min(entry.counts) < kept or known is not None
         history = mask.new_ones(batch, past) if known is None else known
         full = torch.cat([history, mask], 1)
         position, following = self._positions(
@@ -172,6 +194,13 @@ class PromptSide:
         if cache is None and not padded:
             # without mask and cache, transformers reads gappy positions as packed sequences
             kwargs["attention_mask"] = full.long()
+        new = None if videos is None else videos.bias
+        bias = extend(None if state is None else state.bias, new, past, batch)
+        if bias is not None:
+            width = cache.layers[0].max_cache_len if is_static(cache) else past + kept
+            kwargs["attention_mask"] = self._weighted(
+                bias, full if padded else None, past, x, width
+            )
         virtual = length + (past if state is None else state.virtual + past - state.anchor)
         self.columns = (length, kept)
         self.step = Step(
@@ -180,7 +209,9 @@ class PromptSide:
                 anchor=past + kept,
                 next_position=following,
                 virtual=virtual,
-                inner=None if state is None else state.inner,
+                inner=() if state is None else state.inner,
+                shown=self._shown(state, past, videos) if self.decode else None,
+                bias=bias,
             ),
             past,
             kept,
@@ -188,10 +219,35 @@ class PromptSide:
             original=length,
             index=index,
             mask=mask,
-            counts=tuple(prompt.counts),
-            visual=prompt.visual.gather(1, index) & mask,
+            counts=entry.counts,
+            videos=videos,
         )
         return kwargs
+
+    def _weighted(
+        self, bias: Tensor, real: Tensor | None, past: Any, x: Tensor, width: int
+    ) -> Tensor:
+        """Causal mask with the log weights of the columns, for the rows ``x [batch, n, dim]``."""
+        if self.weights is not None:
+            self.weights.check()
+        bias = expand_batch(bias, x.shape[0]).to(x.device)
+        return weighted_mask(bias, real, past, x.shape[1], width, x.dtype)
+
+    def _shown(
+        self, state: CacheState | None, past: int, videos: VideoColumns | None
+    ) -> DecodeColumns | None:
+        """Physical layer-0 columns of the visual tokens, those of earlier turns first."""
+        old = None if state is None else state.shown
+        if videos is None:
+            return old
+        columns = [
+            mask_index(row, count) + past
+            for row, count in zip(videos.visual, videos.n_visual, strict=True)
+        ]
+        if old is not None:
+            old = old.expand(len(columns))
+            columns = [torch.cat(pair) for pair in zip(old.columns, columns, strict=True)]
+        return DecodeColumns(columns, [{} for _ in columns])
 
     def _positions(
         self,
@@ -238,6 +294,9 @@ class PromptSide:
             grown = mask.new_ones(batch, max(0, past - mask.shape[1]) + length)
             full = torch.cat([mask[:, :past], grown], 1)
             kwargs["attention_mask"] = _two_d(full, removed_columns(cache))
+        if state.bias is not None:
+            width = cache.layers[0].max_cache_len if is_static(cache) else past + length
+            kwargs["attention_mask"] = self._weighted(state.bias, mask, past, x, width)
         ahead = torch.arange(length, device=x.device)[None] + (past - state.anchor)
         kwargs["position_ids"] = expand_batch(state.next_position, batch) + ahead
         return kwargs
@@ -246,11 +305,10 @@ class PromptSide:
 @dataclass(frozen=True)
 class _Prompt:
     valid: Tensor
-    visual: Tensor
+    videos: VideoColumns | None
     history: Tensor | None
     counts: list[int]
     dropped: bool
-    has_visual: bool
 
 
 def _real_columns(mask: Any, batch: int, length: int, past: int, device: torch.device) -> Tensor:
@@ -276,20 +334,3 @@ def _history(state: CacheState, past: int, batch: int) -> Tensor | None:
 def _two_d(full: Tensor, offset: int) -> Tensor:
     """2-D mask of the virtual width: ``offset`` removed columns in front, then the real ones."""
     return torch.cat([full.new_zeros(full.shape[0], offset), full], 1).long()
-
-
-def _restore_columns(hidden: Tensor, step: Step) -> Tensor:
-    """Spread ``[batch, kept, dim]`` over the caller's columns.
-
-    A removed column shows the last survivor before it, so that the shifted loss of the first text
-    token behind a video is computed from its true predecessor.
-    """
-    assert step.index is not None
-    assert step.mask is not None
-    index, mask = step.index, step.mask
-    batch, kept = index.shape
-    present = torch.zeros(batch, step.original, dtype=torch.long, device=index.device)
-    present = present.scatter_add(1, index, mask.long()).clamp(max=1)
-    slot = present.cumsum(1) - 1 + (kept - mask.sum(1, keepdim=True))
-    slot = slot.clamp(min=0).to(hidden.device)
-    return hidden.gather(1, slot[..., None].expand(-1, -1, hidden.shape[-1]))

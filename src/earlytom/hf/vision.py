@@ -1,5 +1,7 @@
 """Vision side of the engine: merge frames between encoder layers, select tokens behind them.
 
+Reducing patches inside the encoder is in :mod:`earlytom.hf.patches`.
+
 Behind the projector every video gets its original number of rows back. Rows that must not reach
 the language model are NaN: they need no side channel, and survive dtype and device moves, scatter,
 beam expansion and ahead-of-time encoding by ``generate``. The prompt side removes them.
@@ -16,8 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from earlytom.errors import UnsupportedModelError, VideoError
+from earlytom.hf.patches import PatchSide
+from earlytom.hf.probe import Sink
+from earlytom.hf.reuse import ReuseSide
+from earlytom.hf.weights import TokenWeights
 from earlytom.method import Method
 from earlytom.models.base import Adapter
+from earlytom.ops.anchors import probe_attention
 from earlytom.ops.received import received_attention
 from earlytom.report import VideoReport, video_report
 from earlytom.stages import TokenSelection, VideoFeatures, VideoState
@@ -45,13 +52,26 @@ class VideoCall:
 class VisionSide:
     """Runs stage I and stage II of ``method`` on the vision tower of ``adapter``."""
 
-    def __init__(self, adapter: Adapter, method: Method) -> None:
+    def __init__(
+        self, adapter: Adapter, method: Method, weights: TokenWeights | None = None
+    ) -> None:
         self.adapter = adapter
         self.method = method
+        self.weights = weights
         self.points = method.merge_points(adapter.usable_layers)
         self.score_layer = method.score_layer(adapter.usable_layers)
+        self.patches = PatchSide(adapter, method)
+        self.reuse = ReuseSide(adapter, method)
         self.call: VideoCall | None = None
         self.reports: list[VideoReport] = []
+
+    def sinks(self) -> dict[int, Sink]:
+        """What watches the attention of which encoder layer; one probe serves one layer."""
+        sinks: dict[int, Sink] = dict.fromkeys(self.patches.signal_layers, self.patches.capture)
+        if self.score_layer is not None:
+            both = self.score_layer in sinks
+            sinks[self.score_layer] = self._capture_both if both else self.capture
+        return sinks
 
     # ------------------------------------------------------------------ encoder
     def before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -70,12 +90,33 @@ class VisionSide:
             return
         with torch.no_grad():
             received = received_attention(query, key, scaling, mask)
-        for state, part in zip(self.call.videos, received.split(self.call.frames), strict=True):
-            state.received = part
+        for v, part in enumerate(received.split(self.call.frames)):
+            self.call.videos[v].received = self.patches.spread(v, part)
         if self.method.needs_keys():
-            keys = key.detach().mean(1).split(self.call.frames)
-            for state, mean_key in zip(self.call.videos, keys, strict=True):
-                state.keys = mean_key
+            for v, mean_key in enumerate(key.detach().mean(1).split(self.call.frames)):
+                self.call.videos[v].keys = self.patches.spread(v, mean_key)
+
+    def capture_head(self, head: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+        """Hook of the pooling head: vector of every frame and attention of its probe."""
+        if self.call is None:
+            return
+        seen, inner = args[0] if args else kwargs["hidden_state"], head.attention
+        hidden = self.reuse.restored(seen)
+        with torch.no_grad():
+            if hidden is not seen:
+                output = head.forward(hidden)  # it ran on the patches computed only
+            probe = probe_attention(
+                hidden, head.probe, inner.in_proj_weight, inner.in_proj_bias, inner.num_heads
+            )
+        frames = self.call.frames
+        parts = zip(output.detach().split(frames), probe.split(frames), strict=True)
+        for v, (vectors, part) in enumerate(parts):
+            self.call.videos[v].vectors = vectors
+            self.call.videos[v].probe = self.patches.spread(v, part)
+
+    def _capture_both(self, *signals: Any) -> None:
+        self.capture(*signals)
+        self.patches.capture(*signals)
 
     def _due(self, layer: int) -> bool:
         assert self.call is not None
@@ -106,12 +147,13 @@ class VisionSide:
             return None
         if self._due(self.adapter.usable_layers - 1):
             args = (self._merge(args[0]), *args[1:])
+        args = (self.reuse.restored(args[0]), *args[1:])
         if args[0].shape[0] != sum(self.call.frames):
             raise UnsupportedModelError(
                 f"the projector got {args[0].shape[0]} frames where {sum(self.call.frames)} were "
                 "expected; vision_feature_layer of this call lies in front of a merge layer"
             )
-        return args, kwargs
+        return (self.patches.before_projector(args[0]), *args[1:]), kwargs
 
     def after_projector(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """Spread the frames left over their slots; all other frames become NaN."""
@@ -120,7 +162,7 @@ class VisionSide:
             return None
         call.slots = [frame_slots(v, self.method.resolved_positions()) for v in call.videos]
         if not call.merged:
-            return None
+            return self.patches.after_projector(output)
         rows, start = [], 0
         for state, slots in zip(call.videos, call.slots, strict=True):
             rows += [start + s for s in slots]
@@ -134,38 +176,54 @@ class VisionSide:
         arguments = inspect.signature(original).bind(*args, **kwargs).arguments
         counts = self.adapter.frame_counts(arguments)
         self.call = VideoCall([VideoState.start(t, self.adapter.usable_layers) for t in counts])
+        self.patches.start(counts)
+        self.reuse.start(counts)
         try:
             output = original(*args, **kwargs)
             return self._select(output, self.call)
         finally:
-            self.call = None
+            self.call = self.patches.call = None
+            self.reuse.finish()
 
     def _select(self, output: Any, call: VideoCall) -> Any:
         adapter, size = self.adapter, self.adapter.tokens_per_frame
         videos = adapter.read_features(output, [v.n_input for v in call.videos])
         changed, self.reports = False, []
+        if self.weights is not None:
+            self.weights.start()
         for v, (state, slots) in enumerate(zip(call.videos, call.slots, strict=True)):
             tokens = adapter.take_tokens(videos[v], state.n_input)
             where = torch.tensor(slots, device=tokens.device)
             merged = state.n_frames != state.n_input
             present = tokens.index_select(0, where) if merged else tokens
-            received, keys = state.received, state.keys
+            received, probe, keys = state.received, state.probe, state.keys
             if received is not None:
                 received = adapter.pool(received.unsqueeze(-1)).squeeze(-1)
+            if probe is not None:
+                probe = adapter.pool(probe.unsqueeze(-1)).squeeze(-1)
             if keys is not None:
                 keys = adapter.pool(keys)
-            chosen = self.method.select_tokens(
-                VideoFeatures(present, received, adapter.grid, state, keys)
-            )
+            chosen = self.patches.selection(v)
+            if chosen is None:
+                chosen = self.method.select_tokens(
+                    VideoFeatures(
+                        present, received, adapter.grid, state, keys, state.vectors, probe
+                    )
+                )
             if chosen is None and merged:
                 chosen = TokenSelection(torch.arange(len(slots) * size, device=tokens.device))
             if chosen is not None:
-                tokens, kept = _mark(tokens, present, where, chosen)
+                cells = _cells(chosen.index, where, size)
+                if self.weights is not None:
+                    self.weights.add(len(videos[v]), state.n_input, cells, chosen.weight)
+                tokens, kept = _mark(tokens, present, cells, chosen)
                 videos[v] = adapter.put_tokens(videos[v], tokens, kept)
                 changed = True
-            self.reports.append(
-                video_report(state, size, slots, None if chosen is None else chosen.index, received)
-            )
+            elif self.weights is not None:
+                self.weights.add(len(videos[v]), state.n_input, where[:0], None)
+            index = None if chosen is None else chosen.index
+            reduced, reuse = self.patches.passed, self.reuse.report(v)
+            self.reports.append(video_report(state, size, slots, index, received, reduced, reuse))
         return adapter.write_features(output, videos) if changed else output
 
 
@@ -179,8 +237,14 @@ def frame_slots(state: VideoState, positions: str) -> tuple[int, ...]:
     return tuple((2 * k * (t - 1) + n - 1) // (2 * (n - 1)) for k in range(n))
 
 
+def _cells(index: Tensor, slots: Tensor, size: int) -> Tensor:
+    """Return the cell among all input frames of tokens ``index`` of the frames present."""
+    index = index.to(slots.device)
+    return slots[torch.div(index, size, rounding_mode="floor")] * size + index % size
+
+
 def _mark(
-    tokens: Tensor, present: Tensor, slots: Tensor, chosen: TokenSelection
+    tokens: Tensor, present: Tensor, target: Tensor, chosen: TokenSelection
 ) -> tuple[Tensor, Tensor]:
     """Write the chosen tokens into a NaN copy of ``tokens``; also return which ones are there."""
     index = chosen.index.to(tokens.device)
@@ -190,8 +254,6 @@ def _mark(
         values = present.flatten(0, 1).index_select(0, index)
     else:
         values = chosen.features.to(tokens.dtype)
-    size = tokens.shape[1]
-    target = slots[torch.div(index, size, rounding_mode="floor")] * size + index % size
     blank = torch.full_like(tokens, float("nan")).flatten(0, 1)
     kept = torch.zeros(blank.shape[0], dtype=torch.bool, device=tokens.device)
     kept[target] = True

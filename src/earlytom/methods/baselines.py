@@ -83,6 +83,7 @@ class UniformFrames(Baseline):
     """
 
     name: ClassVar[str] = "uniform-frames"
+    token_count: ClassVar[str] = "known: at most the budget"
     exact_budget: ClassVar[bool] = False
 
     def _choose(self, video: VideoFeatures, wanted: int) -> TokenSelection:
@@ -132,6 +133,7 @@ class PoolSpace(Baseline):
     """
 
     name: ClassVar[str] = "pool-space"
+    token_count: ClassVar[str] = "known: at most the budget"
     exact_budget: ClassVar[bool] = False
 
     def _choose(self, video: VideoFeatures, wanted: int) -> TokenSelection:
@@ -152,6 +154,7 @@ class PoolTime(Baseline):
     """
 
     name: ClassVar[str] = "pool-time"
+    token_count: ClassVar[str] = "known: at most the budget"
     exact_budget: ClassVar[bool] = False
 
     def _choose(self, video: VideoFeatures, wanted: int) -> TokenSelection:

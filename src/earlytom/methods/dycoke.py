@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice, check_ratio, register_method
+from earlytom.method import Method, check_choice, check_count, check_ratio, register_method
 from earlytom.ops.budget import spread
-from earlytom.ops.pairwise import least_similar
+from earlytom.ops.pairwise import decode_step, least_similar
 from earlytom.ops.select import evenly
-from earlytom.ops.tensors import ceil_div, check_finite
+from earlytom.ops.tensors import ceil_div, check_finite, exact
 from earlytom.stages import TokenSelection, VideoFeatures
 
 WINDOW = 4
@@ -21,7 +22,7 @@ WINDOW = 4
 @register_method
 @dataclass(frozen=True, kw_only=True)
 class DyCoke(Method):
-    """DyCoke's temporal token merging: tokens that repeat a neighbouring frame are dropped.
+    """DyCoke: tokens that repeat a neighbouring frame go; decode steps see few of the others.
 
     Tao et al., CVPR 2025, arXiv 2411.15024, released as KD-TAO/DyCoke@dd74634. In windows of 4
     frames the first frame stays whole; of frames 1, 2, 3 the tokens stay that are least similar to
@@ -33,8 +34,15 @@ class DyCoke(Method):
     earlier, evenly for the very first (ours). ``official`` reproduces the release: frame 2 of the
     last window is not pruned and an odd last frame is lost. Under both policies tokens keep raster
     order (released: ascending similarity inside a frame) and videos of 4 frames or fewer work
-    (released: crash). The second part of DyCoke, pruning the cache while decoding, is
-    :func:`earlytom.ops.pairwise.decode_step`; the engine has no decode stage yet.
+    (released: crash).
+
+    Dynamic pruning while decoding (``decode_ratio``, off by default): in every decode step the
+    layers from ``decode_from`` on see only the visual tokens that the newest token looks at most
+    one layer earlier. They are chosen anew when that attention changes. ``exact`` reads the tokens
+    chosen last in all steps between (the paper); ``official`` reads the whole cache in them. The
+    cache stays whole, so memory is not saved; the release gathers keys and values in every step,
+    here a mask hides them. The last visual token counts as visual (released: as text), and every
+    sequence has its own memory (released: one for the whole program).
 
     Args:
         retention_ratio: see :class:`Method`. ``official`` derives ``merge_ratio`` from it as if
@@ -43,6 +51,11 @@ class DyCoke(Method):
         policy: ``exact`` or ``official``.
         merge_ratio: (official) the released ``k``: share of tokens dropped in a pruned frame
             (published: 0.7); None is ``4 / 3 (1 - retention_ratio)``.
+        decode_ratio: share of the visual tokens that decode steps see from layer ``decode_from`` on
+            (published: 0.3 or 0.2), None for all.
+        decode_from: first such layer, at least 1.
+        threshold: tokens are chosen anew if the cosine of the attention with that of the step
+            before is below this.
 
     Raises:
         ConfigError: a value out of range; under ``official`` a ratio below 0.25.
@@ -50,13 +63,23 @@ class DyCoke(Method):
     """
 
     name: ClassVar[str] = "dycoke"
+    signals: ClassVar[tuple[str, ...]] = ("token features",)
+    citation: ClassVar[str] = "Tao et al., CVPR 2025, arXiv 2411.15024"
+    url: ClassVar[str] = "https://github.com/KD-TAO/DyCoke"
 
     policy: str = "exact"
     merge_ratio: float | None = None
+    decode_ratio: float | None = None
+    decode_from: int = 3
+    threshold: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("policy", self.policy, ("exact", "official"))
+        check_count("decode_from", self.decode_from)
+        check_ratio("threshold", self.threshold, open_low=False)
+        if self.decode_ratio is not None:
+            check_ratio("decode_ratio", self.decode_ratio)
         if self.merge_ratio is not None:
             check_ratio("merge_ratio", self.merge_ratio, open_low=False)
             if self.policy != "official":
@@ -106,6 +129,28 @@ class DyCoke(Method):
         if n % 2:
             counts[-1] = 0
         return reference, counts
+
+    # ------------------------------------------------------------------ decoding
+    def decode_layer(self, n_layers: int) -> int | None:
+        """Return ``decode_from`` if a ``decode_ratio`` below 1 is set; the engine checks it."""
+        return None if self.decode_ratio in (None, 1) else self.decode_from
+
+    def decode_keep(self, last_row: Tensor, memory: dict[str, Any]) -> Tensor | None:
+        """Choose the visual columns ``[n_visual]`` that this step may see."""
+        if self.decode_ratio is None:
+            return None
+        n = last_row.shape[1]
+        before, kept = memory.get("dycoke", (None, None))
+        if before is not None and before.numel() != n:  # a second turn has brought another video
+            before = kept = None
+        least = max(1, int(exact(self.decode_ratio) * n)) if self.policy == "exact" else 0
+        keep, attention, similarity = decode_step(
+            last_row, before, 0, n, 1 - self.decode_ratio, self.threshold, least
+        )
+        if least and kept is not None:
+            keep = torch.where(similarity < self.threshold, keep, kept)
+        memory["dycoke"] = attention, keep
+        return keep
 
 
 def exact_counts(n: int, size: int, wanted: int) -> tuple[list[int | None], list[int]]:

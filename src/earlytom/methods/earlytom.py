@@ -13,14 +13,21 @@ from earlytom.errors import BudgetError, ConfigError
 from earlytom.method import Method, register_method
 from earlytom.methods import earlytom_settings as settings
 from earlytom.methods.earlytom_presets import published_settings
+from earlytom.methods.inner_tools import merge_unseen
 from earlytom.ops import budget, diversity, select
-from earlytom.ops.inner import inner_merge
 from earlytom.ops.merge import plan_official, plan_paper
 from earlytom.ops.plan import Groups, MergePlan
 from earlytom.ops.segment import segment_official, segment_stream, static_frames
 from earlytom.ops.similarity import measure_frames
 from earlytom.ops.tensors import ceil_div, check_finite, exact
-from earlytom.stages import InnerMerge, TokenSelection, VideoFeatures, VideoState
+from earlytom.stages import (
+    InnerMerge,
+    InnerPoint,
+    InnerState,
+    TokenSelection,
+    VideoFeatures,
+    VideoState,
+)
 
 
 @register_method
@@ -70,6 +77,12 @@ class EarlyTom(Method):
     """
 
     name: ClassVar[str] = "earlytom"
+    signals: ClassVar[tuple[str, ...]] = (
+        "frame similarity",
+        "token features",
+    )
+    citation: ClassVar[str] = "Wang et al., CVPR 2026, arXiv 2605.30010"
+    url: ClassVar[str] = "https://github.com/viridisGreen/EarlyTom"
 
     policy: str = "budget"
     merge_layers: tuple[int, ...] | None = None
@@ -140,8 +153,8 @@ class EarlyTom(Method):
             return None
         return (self.merge_points(n_layers) or (n_layers - 1,))[-1]
 
-    def inner_layer(self, n_layers: int) -> int | None:
-        """Return ``inner_merge_layer``.
+    def inner_points(self, n_layers: int) -> tuple[InnerPoint, ...]:
+        """Return the point in front of ``inner_merge_layer``.
 
         Raises:
             ConfigError: the language model has no such layer.
@@ -152,7 +165,7 @@ class EarlyTom(Method):
                 f"inner_merge_layer {layer} is out of range: the language model has {n_layers} "
                 f"layers (allowed: 1..{n_layers - 1})"
             )
-        return layer
+        return () if layer is None else (InnerPoint(layer),)
 
     def frame_counts(
         self, n_frames: int, tokens_per_frame: int, n_layers: int | None = None
@@ -296,17 +309,10 @@ class EarlyTom(Method):
         return [math.ceil(size * share)] * n
 
     # ------------------------------------------------------------------ stage III
-    def merge_inner(self, hidden: Tensor, last_row: Tensor, visual: Tensor) -> InnerMerge | None:
+    def merge_inner(self, state: InnerState) -> InnerMerge | None:
         """Merge the visual tokens that the last query looks at least into the others."""
-        place = visual.nonzero().flatten()
-        n_visual = place.numel()
-        if n_visual == 0:
-            return None
-        count = max(1, round(n_visual * self.inner_ratio))
-        if count >= n_visual:
-            return None
         mode = "sequential" if self.policy == "official" else "mean"
-        return InnerMerge(*inner_merge(hidden, last_row, place, count, mode))
+        return merge_unseen(state, self.inner_ratio, mode)
 
     # ------------------------------------------------------------------ resolved settings
     def _selection(self) -> str:

@@ -42,6 +42,9 @@ class EVS(Method):
     """
 
     name: ClassVar[str] = "evs"
+    signals: ClassVar[tuple[str, ...]] = ("token features",)
+    citation: ClassVar[str] = "Bagrov et al., 2025, arXiv 2510.14624"
+    url: ClassVar[str] = "https://github.com/vllm-project/vllm"
 
     policy: str = "exact"
 
@@ -66,7 +69,7 @@ class EVS(Method):
         """
         n, size = video.features.shape[:2]
         if self.policy == "official":
-            wanted = max(size, int(n * size * kept_share(self.retention_ratio)))
+            wanted = max(size, int(video.state.n_input * size * kept_share(self.retention_ratio)))
         else:
             wanted = self.token_budget(video.state.n_input, size)
         if wanted >= n * size:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from earlytom.errors import ConfigError, VideoError
 from earlytom.method import Method, check_choice, check_count, check_ratio, register_method
+from earlytom.methods.inner_tools import merge_unseen
 from earlytom.ops.cluster import density_peaks
 from earlytom.ops.host import read_host
-from earlytom.ops.inner import inner_merge
 from earlytom.ops.pairwise import neighbour_cosine
 from earlytom.ops.select import mask_index, top_per_frame
 from earlytom.ops.tensors import to_device
 from earlytom.ops.windows import Windows, merge_runs, share_out, static_windows, window_sums
-from earlytom.stages import InnerMerge, TokenSelection, VideoFeatures
+from earlytom.stages import InnerMerge, InnerPoint, InnerState, TokenSelection, VideoFeatures
 
 
 @register_method
@@ -61,6 +61,9 @@ class HoliTom(Method):
     """
 
     name: ClassVar[str] = "holitom"
+    signals: ClassVar[tuple[str, ...]] = ("token features",)
+    citation: ClassVar[str] = "Shao et al., NeurIPS 2025, arXiv 2505.21334"
+    url: ClassVar[str] = "https://github.com/cokeshao/HoliTom"
 
     policy: str = "exact"
     tau: float | None = None
@@ -92,9 +95,10 @@ class HoliTom(Method):
         """Return the last layer: its received attention ranks dynamic tokens."""
         return n_layers - 1
 
-    def inner_layer(self, n_layers: int) -> int | None:
-        """Return ``inner_merge_layer``; the engine checks it against the depth."""
-        return self.inner_merge_layer
+    def inner_points(self, n_layers: int) -> tuple[InnerPoint, ...]:
+        """Return the point in front of ``inner_merge_layer``; the engine checks the depth."""
+        layer = self.inner_merge_layer
+        return () if layer is None else (InnerPoint(layer),)
 
     # ------------------------------------------------------------------ stage II
     def select_tokens(self, video: VideoFeatures) -> TokenSelection | None:
@@ -182,11 +186,7 @@ class HoliTom(Method):
         return mask_index(top_per_frame(score, counts), sum(counts))
 
     # ------------------------------------------------------------------ stage III
-    def merge_inner(self, hidden: Tensor, last_row: Tensor, visual: Tensor) -> InnerMerge | None:
+    def merge_inner(self, state: InnerState) -> InnerMerge | None:
         """Merge the visual tokens that the last query looks at least into the others."""
-        place = visual.nonzero().flatten()
-        count = max(1, round(place.numel() * self.inner_ratio))
-        if count >= place.numel():
-            return None
         mode = "sequential" if self.policy == "official" else "mean"
-        return InnerMerge(*inner_merge(hidden, last_row, place, count, mode))
+        return merge_unseen(state, self.inner_ratio, mode)

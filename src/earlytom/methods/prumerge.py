@@ -57,6 +57,8 @@ class PruMerge(Method):
     """
 
     name: ClassVar[str] = "prumerge"
+    citation: ClassVar[str] = "Shang et al., ICCV 2025, arXiv 2403.15388"
+    url: ClassVar[str] = "https://github.com/42Shawn/LLaVA-PruMerge"
 
     policy: str = "exact"
     plus: bool = False

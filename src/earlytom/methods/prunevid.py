@@ -14,9 +14,17 @@ from earlytom.method import Method, check_choice, check_count, check_ratio, regi
 from earlytom.ops.cluster import Clusters, contiguous_labels, density_peaks, label_groups
 from earlytom.ops.host import read_host
 from earlytom.ops.pairwise import neighbour_cosine
-from earlytom.ops.tensors import to_device, unit_rows
+from earlytom.ops.raters import best_per_group
+from earlytom.ops.select import mask_index
+from earlytom.ops.tensors import exact, to_device, unit_rows
 from earlytom.ops.windows import Windows, merge_runs, share_out, window_sums
-from earlytom.stages import TokenSelection, VideoFeatures
+from earlytom.stages import (
+    InnerMerge,
+    InnerPoint,
+    InnerState,
+    TokenSelection,
+    VideoFeatures,
+)
 
 WHOLE = 14  # the release does not cluster groups of this many tokens or fewer
 
@@ -24,7 +32,7 @@ WHOLE = 14  # the release does not cluster groups of this many tokens or fewer
 @register_method
 @dataclass(frozen=True, kw_only=True)
 class PruneVid(Method):
-    """PruneVid (stage 1): clusters of what stands still per scene and of what moves per frame.
+    """PruneVid: clusters of what stands still per scene and of what moves per frame.
 
     Huang et al., ACL 2025, arXiv 2412.16117, released as Visual-AI/PruneVid@b12600c; the golden
     vectors come from the LLaVA-OneVision port in ModelTC/LightCompress@9701d03. Frames are
@@ -39,10 +47,18 @@ class PruneVid(Method):
     stands at its cluster's centre (static: in the first frame of its segment), in temporal and
     raster order (released: order of scores); the random noise on densities is 0; a segment of one
     frame is dynamic (released: 0 / 0); groups and videos are never too small (released: crash).
-    Stage 2, pruning by attention of the question inside the language model, is not implemented.
+
+    Stage 2 (``inner_prune_layer``, off by default): inside the language model, of every frame the
+    share ``inner_ratio`` stays that a text token behind the video looks at most in any head of the
+    layer before. Differences to the released code: static tokens count with the frame they stand
+    in (released: with their segment); ``exact`` keeps ``floor`` of the share once for the whole
+    video, spread over the frames (released, ``official``: per frame, which can leave none); newline
+    tokens all stay; so do the keys and values of the layers in front (released: cut back, which
+    saves memory and changes what later tokens see there).
 
     Args:
-        retention_ratio: see :class:`Method`. ``official`` keeps what the video gives.
+        retention_ratio: see :class:`Method`, also with stage 2 behind it. ``official`` keeps what
+            the video gives.
         positions: see :class:`Method`; ``auto`` is ``renumber``.
         policy: ``exact`` or ``official``.
         tau: a place is static in a segment if the mean cosine of all pairs of frames is above this.
@@ -50,6 +66,9 @@ class PruneVid(Method):
             behind it); None is ``retention_ratio``.
         temporal_segment_ratio: temporal clusters / frames.
         neighbours: neighbours of the density estimate.
+        inner_prune_layer: language-model layer in front of which stage 2 acts (published: 11 of 32
+            as "after layer 10"), None for never.
+        inner_ratio: share of the visual tokens that stay from that layer on, in (0, 1].
 
     Raises:
         ConfigError: a value out of range.
@@ -57,12 +76,17 @@ class PruneVid(Method):
     """
 
     name: ClassVar[str] = "prunevid"
+    signals: ClassVar[tuple[str, ...]] = ("token features",)
+    citation: ClassVar[str] = "Huang et al., ACL 2025, arXiv 2412.16117"
+    url: ClassVar[str] = "https://github.com/Visual-AI/PruneVid"
 
     policy: str = "exact"
     tau: float = 0.8
     cluster_ratio: float | None = None
     temporal_segment_ratio: float = 0.25
     neighbours: int = 7
+    inner_prune_layer: int | None = None
+    inner_ratio: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +94,9 @@ class PruneVid(Method):
         check_ratio("tau", self.tau, low=-1.0, open_low=False)
         check_ratio("temporal_segment_ratio", self.temporal_segment_ratio)
         check_count("neighbours", self.neighbours)
+        check_ratio("inner_ratio", self.inner_ratio)
+        if self.inner_prune_layer is not None:
+            check_count("inner_prune_layer", self.inner_prune_layer)
         if self.cluster_ratio is not None:
             check_ratio("cluster_ratio", self.cluster_ratio)
             if self.policy != "official":
@@ -131,6 +158,31 @@ class PruneVid(Method):
         else:
             counts = [*share_out(wanted, sizes)]
         return density_peaks(rows, sizes, counts, [self.neighbours] * len(sizes))
+
+    # ------------------------------------------------------------------ stage III
+    def inner_points(self, n_layers: int) -> tuple[InnerPoint, ...]:
+        """Return the point in front of ``inner_prune_layer``; the engine checks the depth."""
+        layer = self.inner_prune_layer
+        return () if layer is None or self.inner_ratio == 1 else (InnerPoint(layer),)
+
+    def inner_queries(self, state: InnerState) -> Tensor | None:
+        """Return the columns behind the last visual token; None (the last one) if there is none."""
+        columns = torch.arange(state.visual.numel(), device=state.visual.device)
+        last = columns.masked_fill(~state.visual, -1).max()
+        behind = (columns > last).nonzero().flatten()
+        return behind if behind.numel() else None
+
+    def merge_inner(self, state: InnerState) -> InnerMerge | None:
+        """Keep the tokens of every frame that the question looks at most."""
+        if state.attention is None:
+            raise ConfigError("prunevid needs attention rows, which this model does not give")
+        rivals = state.patch >= 0
+        column = mask_index(rivals, state.n_tokens)
+        score = state.attention.amax((0, 1)).index_select(0, column)
+        frame = state.frame.index_select(0, column)
+        total = max(1, int(exact(self.inner_ratio) * column.numel())) if self.exact_budget else None
+        stay = best_per_group(score, frame, self.inner_ratio, total)
+        return InnerMerge((~rivals).index_copy(0, column, stay).nonzero().flatten())
 
 
 def token_groups(x: Tensor, windows: Windows) -> tuple[Tensor, Tensor, Tensor, list[int]]:

@@ -44,6 +44,9 @@ class VidCom2(Method):
     """
 
     name: ClassVar[str] = "vidcom2"
+    signals: ClassVar[tuple[str, ...]] = ("token features",)
+    citation: ClassVar[str] = "Liu et al., EMNLP 2025, arXiv 2505.14454"
+    url: ClassVar[str] = "https://github.com/xuyang-liu16/VidCom2"
 
     policy: str = "exact"
 
@@ -69,18 +72,18 @@ class VidCom2(Method):
             VideoError: NaN or infinite features.
         """
         n, size = video.features.shape[:2]
-        share = self.retention_ratio
+        n_input, share = video.state.n_input, self.retention_ratio
         if self.policy == "vllm":
             share = kept_share(share)
-            wanted = max(n, int(n * size * share))
+            wanted = max(n, int(n_input * size * share))
         else:
-            wanted = self.token_budget(video.state.n_input, size)
+            wanted = self.token_budget(n_input, size)
         if self.retention_ratio == 1 or (self.policy != "official" and wanted >= n * size):
             return None
         check_finite(video.features)
         in_video, in_frame = typicality(video.features)
         similar = in_video + in_frame
-        mask = least_typical(similar, frame_budgets(in_video, share))
+        mask = least_typical(similar, frame_budgets(in_video, min(1.0, share * n_input / n)))
         if self.policy == "official":
             # the count depends on the video: the host has to read it
             return TokenSelection(mask.flatten().nonzero().flatten())

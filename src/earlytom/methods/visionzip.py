@@ -52,6 +52,8 @@ class VisionZip(Method):
     """
 
     name: ClassVar[str] = "visionzip"
+    citation: ClassVar[str] = "Yang et al., CVPR 2025, arXiv 2412.04467"
+    url: ClassVar[str] = "https://github.com/dvlab-research/VisionZip"
 
     policy: str = "exact"
     dominant_ratio: float = 54 / 64
@@ -74,18 +76,24 @@ class VisionZip(Method):
         """Return True: tokens are alike if their keys are."""
         return True
 
-    def split(self, n_frames: int, tokens_per_frame: int) -> list[tuple[int, int]]:
+    def split(
+        self, n_frames: int, tokens_per_frame: int, n_input: int | None = None
+    ) -> list[tuple[int, int]]:
         """Return the numbers of dominant and contextual tokens of every frame.
 
         Args:
-            n_frames: frames of the video.
+            n_frames: frames present.
             tokens_per_frame: tokens ``S`` of a frame after pooling.
+            n_input: frames of the video, more than ``n_frames`` if some were merged.
         """
+        n_input = n_frames if n_input is None else n_input
         if self.policy == "official":
-            kept = round(exact(self.retention_ratio) * _PUBLISHED * tokens_per_frame)
+            share = exact(self.retention_ratio) * n_input / n_frames
+            kept = round(share * _PUBLISHED * tokens_per_frame)
             counts = (min(max(1, kept), tokens_per_frame),) * n_frames
         else:
-            counts = spread(self.token_budget(n_frames, tokens_per_frame), n_frames)
+            wanted = self.token_budget(n_input, tokens_per_frame)
+            counts = spread(min(wanted, n_frames * tokens_per_frame), n_frames)
         dominant = [int(exact(self.dominant_ratio) * k) for k in counts]
         return [(d, k - d) for d, k in zip(dominant, counts, strict=True)]
 
@@ -97,7 +105,7 @@ class VisionZip(Method):
             ConfigError: attention or keys were not measured.
         """
         n, size = video.features.shape[:2]
-        counts = self.split(n, size)
+        counts = self.split(n, size, video.state.n_input)
         if self.retention_ratio == 1 or all(d + c == size for d, c in counts):
             return None
         if video.received is None or video.keys is None:

@@ -24,6 +24,9 @@ class Adapter:
             must have its original number of frames again.
         language_model: the decoder, called with keyword arguments.
         grid: (height, width) of the tokens of a frame after pooling.
+        patch_grid: (height, width) of the patches of a frame inside the encoder, or None where
+            patches cannot be reduced (a layer must be attention, second norm, MLP).
+        patch_size: pixels along a side of a patch.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -34,6 +37,8 @@ class Adapter:
     projectors: list[nn.Module]
     language_model: nn.Module
     grid: tuple[int, int]
+    patch_grid: tuple[int, int] | None = None
+    patch_size: int = 0
 
     def __init__(self, inner: nn.Module) -> None:
         self.inner = inner
@@ -68,6 +73,30 @@ class Adapter:
             if isinstance(module, nn.Module):
                 return module
         raise UnsupportedModelError(f"{type(layer).__name__} has no attention module known here")
+
+    @property
+    def pooling_head(self) -> nn.Module | None:
+        """Attention-pooling head of the encoder (``probe`` and ``attention``), None without one."""
+        for path in ("head", "vision_model.head"):
+            try:
+                head = self.tower.get_submodule(path)
+            except AttributeError:
+                continue
+            if isinstance(getattr(head, "attention", None), nn.MultiheadAttention):
+                return head
+        return None
+
+    def second_norm(self, layer: nn.Module) -> nn.Module:
+        """Return the norm between attention and MLP of an encoder layer."""
+        return find_submodule(layer, "layer_norm2", "norm2")
+
+    def mlp(self, layer: nn.Module) -> nn.Module:
+        """Return the MLP of an encoder layer."""
+        return find_submodule(layer, "mlp")
+
+    def embeddings(self) -> nn.Module:
+        """Return the patch embeddings, called with pixels ``[frames, 3, height, width]``."""
+        return find_submodule(self.tower, "embeddings", "vision_model.embeddings")
 
     # ------------------------------------------------------------------ data
     def frame_counts(self, arguments: dict[str, Any]) -> list[int]:

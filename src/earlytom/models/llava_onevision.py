@@ -26,8 +26,11 @@ class LlavaOnevision(Adapter):
         self.projectors = [find_submodule(inner, "multi_modal_projector")]
         self.language_model = find_submodule(inner, "language_model")
         vision: Any = inner.config.vision_config  # type: ignore[union-attr]
-        side = math.ceil(vision.image_size // vision.patch_size / 2)
+        patches = vision.image_size // vision.patch_size
+        side = math.ceil(patches / 2)
         self.grid = (side, side)
+        self.patch_grid = (patches, patches)
+        self.patch_size = vision.patch_size
 
     @property
     def usable_layers(self) -> int:

@@ -31,13 +31,33 @@ def diverse_tokens(features: Tensor, count: int, max_bytes: int = GRAM_BYTES) ->
     unit = unit_rows(features)
     centre = unit_rows(features.mean(dim=1, keepdim=True))
     first = (unit * centre).sum(-1).flatten().argmin()
-    unit = unit.flatten(0, 1)
-    chosen = first.repeat(count)
-    nearest = torch.full_like(unit[:, 0], -torch.inf)
+    return farthest_points(unit.flatten(0, 1), count, first[None], max_bytes)
+
+
+def farthest_points(unit: Tensor, count: int, start: Tensor, max_bytes: int = GRAM_BYTES) -> Tensor:
+    """Add to ``start`` the points that are farthest from all chosen so far, one by one.
+
+    Sequential over the points added, vectorised over candidates, without reading anything back to
+    the host. Ties go to the lowest index.
+
+    Args:
+        unit: ``[n, D]`` float32 with rows of length 1 (or 0).
+        count: points to end with, in [start.numel(), n].
+        start: ``[m]`` int64, ``m >= 1`` different points.
+        max_bytes: all similarities are computed at once if they fit, else one row per choice.
+
+    Returns:
+        ``[count]`` int64, ascending.
+    """
+    m = start.numel()
+    chosen = torch.cat([start, start[:1].expand(count - m)])
     with full_precision(unit.device):
         similarity = _similarities(unit, max_bytes)
-        for i in range(1, count):
-            torch.maximum(nearest, similarity(chosen[i - 1 : i]), out=nearest)
+        nearest = (unit @ unit.index_select(0, start).mT).amax(1).clamp_max_(1.0)
+        nearest.index_fill_(0, start, torch.inf)
+        for i in range(m, count):
+            if i > m:
+                torch.maximum(nearest, similarity(chosen[i - 1 : i]), out=nearest)
             torch.argmin(nearest, dim=0, keepdim=True, out=chosen[i : i + 1])
     return chosen.sort().values
 

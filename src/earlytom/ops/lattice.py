@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
 
 from earlytom.ops.budget import spread
 
 _LARGEST_STRETCH = 2
+_RATIO = 1.22074408460575947536  # real root of x^4 = x + 1: Roberts' sequence in three dimensions
 
 
 def places(n: int, count: int) -> list[int]:
@@ -39,6 +43,32 @@ def lattice(grid: tuple[int, int], count: int) -> list[int]:
         for y, n in zip(places(height, rows), per_row, strict=True)
         for x in places(width, n)
     ]
+
+
+@lru_cache(maxsize=32)
+def video_lattice(n_frames: int, grid: tuple[int, int], count: int) -> tuple[int, ...]:
+    """Return ``count`` cells of a video, evenly spread over time, height and width.
+
+    The first ``count`` different cells that a low-discrepancy sequence visits (Roberts, 2018: the
+    ``d``-dimensional golden ratio), so fewer cells are always among more.
+
+    Args:
+        n_frames: frames ``T``.
+        grid: (height, width) of a frame.
+        count: in [0, T * height * width].
+
+    Returns:
+        Ascending indices into ``T * height * width``.
+    """
+    shape = (n_frames, *grid)
+    total = math.prod(shape)
+    tries = min(4 * count + 64, 64 * total)
+    points = np.arange(1, tries + 1)[:, None] * _RATIO ** -np.arange(1.0, 4.0)
+    cells = ((points + 0.5) % 1 * shape).astype(np.int64)
+    order = np.ravel_multi_index(tuple(cells.T), shape)
+    order = np.concatenate([order, np.arange(total)])  # in case the sequence missed some
+    _, first = np.unique(order, return_index=True)
+    return tuple(np.sort(order[np.sort(first)[:count]]).tolist())
 
 
 def coarser_grid(grid: tuple[int, int], most: int) -> tuple[int, int]:

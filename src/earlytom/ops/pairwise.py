@@ -79,6 +79,7 @@ def decode_step(
     length: int,
     pruned: float,
     threshold: float = 0.9,
+    least: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Decide which keys one decode step may read (DyCoke's dynamic pruning of the cache).
 
@@ -92,6 +93,7 @@ def decode_step(
         length: number of visual keys.
         pruned: share of them to prune, in [0, 1].
         threshold: prune where the cosine with the step before is below this.
+        least: visual keys that are never pruned, the best ones.
 
     Returns:
         ``[n]`` bool keys that may be read, ``[length]`` attention for the next step and the
@@ -102,7 +104,7 @@ def decode_step(
     if previous is not None:
         similarity = F.cosine_similarity(attention, previous, dim=0)
     order = attention.sort(descending=True, stable=True).indices
-    drop = order[int(length * (1 - pruned)) :] + start
+    drop = order[max(least, int(length * (1 - pruned))) :] + start
     keep = torch.ones(row.shape[1], dtype=torch.bool, device=row.device)
     keep = torch.where(similarity < threshold, keep.index_fill(0, drop, False), keep)
     return keep, attention, similarity

@@ -16,8 +16,8 @@ CHUNK_BYTES = 64 << 20  # default bound of one temporary tensor
 
 
 def to_device(values: Any, device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Return the nested numbers ``values`` as a tensor on ``device`` without waiting for it."""
-    host = torch.tensor(values, dtype=dtype)
+    """Return nested numbers, or a host tensor, as a tensor on ``device`` without waiting for it."""
+    host = torch.as_tensor(values, dtype=dtype)
     if device.type != "cuda":
         return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from earlytom.tiny.clips import Clip, make_clip, write_video
     from earlytom.tiny.config import Phase, TrainConfig
     from earlytom.tiny.evaluation import EvalResult, evaluate
+    from earlytom.tiny.lmms_task import write_lmms_task
     from earlytom.tiny.questions import Question
     from earlytom.tiny.training import TrainingInterrupted, train
 
@@ -30,6 +31,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "make_clip": "clips",
     "train": "training",
+    "write_lmms_task": "lmms_task",
     "write_video": "clips",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "make_clip",
     "train",
     "weights_path",
+    "write_lmms_task",
     "write_video",
 ]
 

@@ -50,13 +50,18 @@ def _lengths(
 
 
 def compose(
-    rng: np.random.Generator, pool: ShotPool, frames: int, shots: int | None = None
+    rng: np.random.Generator,
+    pool: ShotPool,
+    frames: int,
+    shots: int | None = None,
+    limits: tuple[int, int] | None = None,
 ) -> list[Segment]:
     """Draw a clip of ``frames`` frames from the pool, uniform over the possible shot numbers.
 
     Prefers shots whose shapes, cards and background colours do not repeat within the clip.
+    ``limits`` replaces :func:`shot_limits`, for clips of other lengths than the model learns from.
     """
-    most, shortest = shot_limits(frames)
+    most, shortest = shot_limits(frames) if limits is None else limits
     available = pool.shots[0].frames
     least = -(-frames // available)
     if shots is None:

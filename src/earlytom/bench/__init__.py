@@ -1,0 +1,1 @@
+"""The benchmark: splits of generated clips, runs of all methods, statistics, reports."""

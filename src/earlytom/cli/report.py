@@ -1,0 +1,85 @@
+"""``earlytom report``: tables, pictures and a leaderboard from a benchmark folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from earlytom.cli import _options as opt
+from earlytom.cli._output import console, emit, guarded
+
+
+@guarded
+def report(
+    folder: Annotated[Path, typer.Argument(help="Benchmark folder, with run files in runs/.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write. Default: the benchmark folder.")
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(help="Label that the other methods are tested against.")
+    ] = "earlytom-official",
+    split: Annotated[str, typer.Option(help="Split of the main table.")] = "standard",
+    type_ratio: Annotated[
+        float, typer.Option(help="Retention ratio of the table by question type.")
+    ] = 0.1,
+    highlight: Annotated[
+        list[str] | None,
+        typer.Option(help="Label drawn in colour, up to 6 times. Default: by rank."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=1000, help="Bootstrap resamples.")] = 10_000,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Warn about unusable run files and go on.")
+    ] = False,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Write pictures.")] = True,
+    html: Annotated[bool, typer.Option("--html/--no-html", help="Write leaderboard.html.")] = True,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Compare the runs of a benchmark: report.md, pictures, leaderboard.html, summary.json."""
+    from earlytom.bench.report import FORMATS, Summary, load_runs, summarise, write_report
+    from earlytom.bench.report import text as said
+
+    runs, skipped = load_runs(folder, skip_bad=skip_bad)
+    summary: Summary = summarise(
+        runs,
+        reference=reference,
+        main_split=split,
+        type_ratio=type_ratio,
+        highlight=highlight or (),
+        resamples=resamples,
+        skipped=skipped,
+    )
+    unwanted = {name for name, wanted in (("plots", plots), ("html", html)) if not wanted}
+    written = write_report(
+        summary, folder if out is None else out, [f for f in FORMATS if f not in unwanted]
+    )
+    if as_json:
+        return emit({**summary.to_dict(), "files": [str(p) for p in written]})
+    for warning in summary.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    table = Table("method", box=None, pad_edge=False)
+    for ratio in summary.ratios:
+        table.add_column(said.ratio_text(ratio), justify="right")
+    for label in summary.labels:
+        row = []
+        for ratio in summary.ratios:
+            cell = summary.cell(summary.main_split, label, ratio)
+            if cell is None:
+                row.append(said.DASH)
+            elif cell.status != "done":
+                row.append("unreachable")
+            else:
+                row.append(f"{said.mark(cell)} {said.percent(cell.score)}".strip())
+        table.add_row(label, *row)
+    shared = console()
+    shared.print(f"Accuracy, % of the full model's, split {summary.main_split}")
+    shared.print(table)
+    if summary.reference in summary.labels:
+        shared.print(
+            f"{said.BETTER} / {said.WORSE}: significantly better / worse than {summary.reference}"
+        )
+    for path in written:
+        typer.echo(str(path))
+    return None

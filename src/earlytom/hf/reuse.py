@@ -1,0 +1,210 @@
+"""Vision side of the engine: stop computing patches that did not change since an earlier frame.
+
+From one layer on the encoder carries only the *fresh* patches of all frames, packed as one row
+``[1, fresh, dim]``: norms, projections and MLPs work token by token and need no change. Attention
+alone needs frames. Every frame attends with its fresh queries to all of its patches, where a patch
+that was not computed lends key and value of its *source*: the same patch in the latest frame that
+did compute it. Behind the encoder every patch gets the state of its source back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from earlytom.errors import ConfigError, UnsupportedModelError
+from earlytom.hf.probe import Probe, Sink
+from earlytom.method import Method
+from earlytom.models.base import Adapter
+from earlytom.ops.tensors import to_device
+
+_FILL = 0.75  # frames share one attention call if the smallest has this share of fresh patches
+
+
+@dataclass(frozen=True)
+class FreshPatches:
+    """Which patches of a call are computed, and whose state every patch has.
+
+    Attributes:
+        source: ``[frames, patches]`` int64, row of the packed patches that each patch shows.
+        groups: per attention call the frames ``[g]`` and their packed queries ``[g, longest]``.
+        place: ``[fresh]`` int64, where the output of every query is among all outputs.
+        queries: per frame, how many queries attend for it, padding included.
+    """
+
+    source: Tensor
+    groups: list[tuple[Tensor, Tensor]]
+    place: Tensor
+    queries: tuple[int, ...]
+
+    @classmethod
+    def build(cls, fresh: Tensor) -> FreshPatches:
+        """Plan attention for ``fresh [frames, patches]`` bool; its row sums go to the host.
+
+        Patches of a video's first frame must be fresh.
+        """
+        row = fresh.flatten().long().cumsum(0).view(fresh.shape) - 1
+        source = torch.where(fresh, row, -1).cummax(0).values
+        counts = fresh.sum(1).cpu()
+        starts = counts.cumsum(0) - counts
+        groups, used, longest = [], 0, [0] * len(fresh)
+        place = torch.empty(int(counts.sum()), dtype=torch.int64)
+        for members in _alike(counts.tolist()):
+            many = counts[members, None]
+            for t in members:
+                longest[t] = int(many[0])
+            step = torch.arange(longest[members[0]])
+            queries = starts[members, None] + step.minimum(many - 1)
+            mine = step < many
+            output = used + torch.arange(queries.numel()).view(queries.shape)
+            place[queries[mine]] = output[mine]
+            used += queries.numel()
+            groups.append((to_device(members, fresh.device), to_device(queries, fresh.device)))
+        return cls(source, groups, to_device(place, fresh.device), tuple(longest))
+
+    def pack(self, hidden: Tensor, fresh: Tensor) -> Tensor:
+        """Return the fresh rows of ``[frames, patches, dim]`` as ``[1, fresh, dim]``."""
+        index = fresh.flatten().nonzero().flatten()  # the counts are on the host already
+        return hidden.flatten(0, 1).index_select(0, index)[None]
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Return ``[frames, patches, dim]`` from ``[1, fresh, dim]``."""
+        return packed[0].index_select(0, self.source.flatten()).unflatten(0, self.source.shape)
+
+    def rows(self, packed: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Return ``[frames, heads, patches, d]`` from ``[1, heads, fresh, d]``."""
+        source = self.source if frames is None else self.source.index_select(0, frames)
+        values = packed[0].index_select(1, source.flatten())
+        return values.unflatten(1, source.shape).transpose(0, 1)
+
+    def attend(
+        self, attend: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, None]:
+        """Attention of the packed queries ``[1, heads, fresh, d]``: ``[1, fresh, heads, d]``."""
+        outputs = []
+        for frames, queries in self.groups:
+            q = query[0].index_select(1, queries.flatten()).unflatten(1, queries.shape)
+            out = attend(q.transpose(0, 1), self.rows(key, frames), self.rows(value, frames))[0]
+            outputs.append(out.flatten(0, 1))
+        return torch.cat(outputs).index_select(0, self.place)[None], None
+
+
+def _alike(counts: Sequence[int]) -> list[list[int]]:
+    """Group frames of similar, nonzero counts, the largest first."""
+    groups: list[list[int]] = []
+    for t in sorted(range(len(counts)), key=lambda t: -counts[t]):
+        if counts[t] == 0:
+            continue
+        if not groups or counts[t] < _FILL * counts[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(t)
+    return groups
+
+
+class ReuseSide:
+    """Runs the patch reuse of ``method`` in the vision tower of ``adapter``.
+
+    Raises:
+        ConfigError: the layer is out of range, or frames or patches are reduced as well.
+        UnsupportedModelError: the encoder does not keep frames as rows of patches.
+    """
+
+    def __init__(self, adapter: Adapter, method: Method) -> None:
+        self.adapter = adapter
+        self.method = method
+        self.layer = method.reuse_layer(adapter.usable_layers)
+        self.fresh: FreshPatches | None = None
+        self.counts: tuple[int, ...] = ()
+        self.frames: list[int] | None = None
+        if self.layer is not None:
+            self._check(self.layer)
+
+    def _check(self, layer: int) -> None:
+        name, usable = self.method.name, self.adapter.usable_layers
+        if self.adapter.patch_grid is None:
+            raise UnsupportedModelError(
+                f"{name} reuses patches inside the vision encoder, which is not possible in "
+                f"{type(self.adapter.inner).__name__}"
+            )
+        if not 0 <= layer < usable:
+            raise ConfigError(
+                f"encoder layer {layer} is out of range; this model uses layers 0..{usable - 1}"
+            )
+        grid = self.adapter.grid
+        if self.method.merge_points(usable) or self.method.reduce_layers(usable):
+            raise ConfigError(f"{name} reuses patches and merges others; only one is possible")
+        if self.method.encoder_grid(grid) is not None:
+            raise ConfigError(f"{name} reuses patches and lowers the resolution; choose one")
+
+    def start(self, frames: list[int]) -> None:
+        """Begin a call with videos of so many frames."""
+        self.frames, self.fresh, self.counts = list(frames), None, ()
+
+    def finish(self) -> None:
+        """End the call."""
+        self.frames = self.fresh = None
+
+    def report(self, video: int) -> tuple[int, int, int] | None:
+        """(layer, patches computed from there on, queries) of a video; None if all were."""
+        if self.layer is None or self.fresh is None or self.frames is None:
+            return None
+        start = sum(self.frames[:video])
+        queries = self.fresh.queries[start : start + self.frames[video]]
+        return self.layer, self.counts[video], sum(queries)
+
+    def probes(self, sinks: dict[int, Sink]) -> list[Probe]:
+        """Take over the attention of the packed layers, and probe the others in ``sinks``."""
+        usable = self.adapter.usable_layers
+        packed = range(usable if self.layer is None else self.layer, usable)
+        probes = []
+        for i in sorted({*sinks, *packed}):
+            module = self.adapter.attention(self.adapter.layers[i])
+            sink = sinks.get(i)
+            if i in packed:
+                probes.append(Probe(module, sink and self._unpacked(sink), self.attend))
+            else:
+                probes.append(Probe(module, sink))
+        return probes
+
+    def before_layer(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Pre-hook of ``layer``: decide what is fresh, and pack it."""
+        if self.frames is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        usable = self.adapter.usable_layers
+        videos = self.adapter.split_frames(hidden.detach(), self.frames)
+        marked = [self.method.fresh_patches(x, usable) for x in videos]
+        fresh = torch.cat(marked)
+        self.fresh = FreshPatches.build(fresh)
+        self.counts = tuple(self.method.fresh_count(x.shape[0], x.shape[1], usable) for x in videos)
+        hidden = self.fresh.pack(hidden, fresh)
+        return (
+            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+        )
+
+    def restored(self, hidden: Tensor) -> Tensor:
+        """Give every patch of the call the state of its source."""
+        return hidden if self.fresh is None else self.fresh.unpack(hidden)
+
+    def attend(
+        self, attend: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Any]:
+        """Attention of a packed layer; calls without video stay as they are."""
+        if self.fresh is None:
+            output: tuple[Tensor, Any] = attend(query, key, value)
+            return output
+        return self.fresh.attend(attend, query, key, value)
+
+    def _unpacked(self, sink: Sink) -> Sink:
+        """Show ``sink`` whole frames."""
+
+        def whole(query: Tensor, key: Tensor, *rest: Any) -> None:
+            if self.fresh is not None:
+                query, key = self.fresh.rows(query), self.fresh.rows(key)
+            sink(query, key, *rest)
+
+        return whole

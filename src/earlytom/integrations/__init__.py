@@ -1,0 +1,1 @@
+"""Plugins for other programs; each is imported only by the program that it plugs into."""

@@ -1,0 +1,181 @@
+"""Afterimage: encode only what changed, keep evenly spread and distinctive tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from earlytom.errors import ConfigError
+from earlytom.method import Method, check_ratio, register_method
+from earlytom.ops.diversity import farthest_points, nearest_kept
+from earlytom.ops.fresh import changed_patches
+from earlytom.ops.lattice import video_lattice
+from earlytom.ops.tensors import check_finite, exact, to_device, unit_rows
+from earlytom.stages import TokenSelection, VideoFeatures
+
+_START = Fraction(1, 12)  # share of the encoder that sees every patch
+_ANGLE = math.pi / 2  # from the first frame to the last
+
+
+@register_method
+@dataclass(frozen=True, kw_only=True)
+class Afterimage(Method):
+    """Afterimage (this project): reuse unchanged patches in the encoder, keep tokens evenly spread.
+
+    Encoder: from ``layer`` on only the patches that changed most since the frame before are
+    computed. Every other patch lends the state, the keys and the values of the same patch in the
+    latest frame that computed it, so attention still sees whole frames. The number of patches
+    computed is exact. Nothing is merged: every frame keeps its time, and every token its place.
+
+    Tokens: a share ``even_share`` of the budget goes to cells spread evenly over time, height and
+    width, whatever they show, so that what is left has about the proportions of the whole video.
+    The rest goes to the tokens farthest from all chosen so far, where tokens count as similar if
+    they look alike and lie close in time: brief and small things.
+
+    Language model: rare things are over-represented among the tokens kept. So a token counts in
+    the attention to it as ``n ** weight_power``, where ``n`` is the number of tokens of the video
+    that are most similar to it. Needs ``sdpa`` or ``eager`` attention; with others all tokens count
+    alike.
+
+    Args:
+        retention_ratio: see :class:`Method`; exactly ``max(1, ceil(r T S))`` tokens are kept.
+        positions: see :class:`Method`; ``auto`` is ``keep``.
+        encoder_budget: patches that the layers of the encoder compute / those of the full encoder,
+            in (0, 1]; 1 computes all. Never exceeded, unless the first frame alone costs more.
+        layer: encoder layer from which on patches are reused; None scales ours (1 of 12) to the
+            depth.
+        even_share: share of the tokens that is spread evenly, in [0, 1].
+        time_weight: weight of the distance in time beside that of the features, 0 or more.
+        weight_power: how far tokens count by what they stand for, in [0, 1]; 0 for all alike.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    name: ClassVar[str] = "afterimage"
+    signals: ClassVar[tuple[str, ...]] = ("frame similarity", "token features")
+
+    encoder_budget: float = 0.5
+    layer: int | None = None
+    even_share: float = 0.35
+    time_weight: float = 2.0
+    weight_power: float = 0.7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio("encoder_budget", self.encoder_budget)
+        check_ratio("even_share", self.even_share, open_low=False)
+        check_ratio("weight_power", self.weight_power, open_low=False)
+        value = self.time_weight
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not ok or not math.isfinite(value) or value < 0:
+            raise ConfigError(f"time_weight must be a number >= 0, got {value!r}")
+        layer = self.layer
+        if layer is not None and (
+            not isinstance(layer, int) or isinstance(layer, bool) or layer < 0
+        ):
+            raise ConfigError(f"layer must be an integer >= 0 or None, got {layer!r}")
+
+    # ------------------------------------------------------------------ what the engine asks
+    @property
+    def exact_budget(self) -> bool:
+        """Always true."""
+        return True
+
+    def resolved_positions(self) -> str:
+        """Return ``positions``; ``auto`` is ``keep``."""
+        return "keep" if self.positions == "auto" else self.positions
+
+    def reuse_layer(self, n_layers: int) -> int | None:
+        """Return ``layer``; None if everything is computed anyway.
+
+        Raises:
+            ConfigError: the layers in front of it cost more than ``encoder_budget``.
+        """
+        if self.encoder_budget == 1:
+            return None
+        layer = self.layer
+        if layer is None:
+            layer = max(1, math.floor(_START * n_layers + Fraction(1, 2)))
+        if layer < n_layers and Fraction(layer, n_layers) >= exact(self.encoder_budget):
+            raise ConfigError(
+                f"encoder_budget {self.encoder_budget:g} cannot be met: {layer} of {n_layers} "
+                f"layers compute every patch; allowed: above {layer / n_layers:.3g}, or an "
+                "earlier layer"
+            )
+        return layer
+
+    # ------------------------------------------------------------------ encoder
+    def fresh_count(self, n_frames: int, patches: int, n_layers: int) -> int:
+        """Return how many patches of ``T`` frames the layers from ``layer`` on compute."""
+        layer = self.reuse_layer(n_layers)
+        total = n_frames * patches
+        if layer is None:
+            return total
+        share = (exact(self.encoder_budget) * n_layers - layer) / (n_layers - layer)
+        return max(patches, math.floor(share * total))
+
+    def fresh_patches(self, hidden: Tensor, n_layers: int) -> Tensor:
+        """Mark the patches that changed most, and all of the first frame.
+
+        Raises:
+            VideoError: NaN or infinite states.
+        """
+        check_finite(hidden)
+        n, patches = hidden.shape[:2]
+        return changed_patches(hidden, self.fresh_count(n, patches, n_layers))
+
+    # ------------------------------------------------------------------ tokens
+    def select_tokens(self, video: VideoFeatures) -> TokenSelection | None:
+        """Choose evenly spread tokens first, then the ones farthest from them.
+
+        Raises:
+            VideoError: NaN or infinite features.
+        """
+        features = video.features
+        n, size = features.shape[:2]
+        wanted = self.token_budget(video.state.n_input, size)
+        if wanted >= n * size:
+            return None
+        check_finite(features)
+        even = max(1, math.floor(exact(self.even_share) * wanted))
+        start = to_device(video_lattice(n, video.grid, even), features.device)
+        unit = with_time(features, self.time_weight)
+        index = farthest_points(unit, wanted, start)
+        if not self.weighs_tokens:
+            return TokenSelection(index)
+        owner = nearest_kept(unit, unit.index_select(0, index))
+        members = torch.zeros(wanted, device=unit.device)
+        members.index_add_(0, owner, torch.ones_like(owner, dtype=members.dtype))
+        return TokenSelection(index, weight=members.clamp_min(1) ** self.weight_power)
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether tokens count by what they stand for."""
+        return self.weight_power > 0
+
+
+def with_time(features: Tensor, weight: float) -> Tensor:
+    """Return unit vectors whose products mix likeness and closeness in time.
+
+    ``(cos(x, y) + w^2 cos(pi/2 (s - t) / T)) / (1 + w^2)`` for tokens ``x`` of frame ``s`` and
+    ``y`` of frame ``t``, features taken relative to the mean of the video.
+
+    Args:
+        features: ``[T, S, D]``.
+        weight: ``w``.
+
+    Returns:
+        ``[T * S, D + 2]`` float32.
+    """
+    x = features.detach().float()
+    n, size = x.shape[:2]
+    unit = unit_rows(x - x.mean((0, 1)))
+    angle = torch.arange(n, device=x.device) * (_ANGLE / n)
+    time = torch.stack([angle.cos(), angle.sin()], 1)[:, None].expand(-1, size, -1)
+    return torch.cat([unit, weight * time], -1).flatten(0, 1) / math.sqrt(1 + weight**2)

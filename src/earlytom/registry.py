@@ -1,0 +1,114 @@
+"""Methods by name: those of this package, those registered here, and those of other packages.
+
+Other packages announce methods with entry points of the group ``earlytom.methods``. They are
+imported when a name is looked up that is not there yet, or when all names are listed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from earlytom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from earlytom.method import Method
+
+GROUP = "earlytom.methods"
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound="type[Method]")
+_REGISTRY: dict[str, type[Method]] = {}
+_LOADED: set[EntryPoint] = set()
+_BROKEN: dict[str, str] = {}
+
+
+def register_method(cls: M) -> M:
+    """Class decorator: make ``cls`` available by its ``name``.
+
+    Raises:
+        ConfigError: no name, or the name is taken by another class.
+    """
+    if not cls.name:
+        raise ConfigError(f"{cls.__name__} needs a class attribute `name`")
+    if not cls.__module__.startswith("earlytom."):
+        _load_own()  # names of this package are taken, whoever comes first
+    taken = _REGISTRY.get(cls.name)
+    if taken is not None and _where(taken) != _where(cls):
+        raise ConfigError(f"method name {cls.name!r} is taken by {_where(taken)}")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def list_methods() -> list[str]:
+    """Return the registered method names, sorted; a plugin that cannot be loaded is left out."""
+    _load_own()
+    for entry in entry_points(group=GROUP):
+        _load(entry)
+    return sorted(_REGISTRY)
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class registered under ``name``.
+
+    Raises:
+        ConfigError: unknown name; the message lists what there is, or says which package names
+            such a method but cannot be loaded.
+    """
+    if name not in _REGISTRY:
+        _load_own()
+    if name not in _REGISTRY:
+        for entry in entry_points(group=GROUP, name=name):
+            _load(entry)
+    if name not in _REGISTRY:
+        found = list_methods()  # a plugin may register under another name than its entry point
+        if name not in _REGISTRY:
+            if name in _BROKEN:
+                raise ConfigError(_BROKEN[name])
+            raise ConfigError(f"unknown method {name!r}; available: {', '.join(found)}")
+    return _REGISTRY[name]
+
+
+def load_method(name: str, **settings: Any) -> Method:
+    """Build a method by name, e.g. ``load_method("earlytom", retention_ratio=0.1)``.
+
+    Raises:
+        ConfigError: unknown name, unknown setting or value out of range.
+    """
+    return method_class(name).from_settings(settings)
+
+
+def _load_own() -> None:
+    importlib.import_module("earlytom.methods")
+
+
+def _load(entry: EntryPoint) -> None:
+    """Import one entry point, a method class or a module that registers some; never raises."""
+    if entry in _LOADED:
+        return
+    _LOADED.add(entry)
+    try:
+        _register(entry)
+    except (Exception, SystemExit) as e:  # whatever a plugin does must not break the others
+        package = "an unknown package" if entry.dist is None else f"package {entry.dist.name!r}"
+        reason = f"{type(e).__name__}: {e}".strip().splitlines()[0]
+        _BROKEN[entry.name] = f"method {entry.name!r} of {package} cannot be loaded ({reason})"
+        logger.warning("%s", _BROKEN[entry.name])
+
+
+def _register(entry: EntryPoint) -> None:
+    from earlytom.method import Method
+
+    found = entry.load()
+    if isinstance(found, type) and issubclass(found, Method):
+        register_method(found)
+    elif isinstance(found, type):
+        raise ConfigError(f"{_where(found)} is not a subclass of earlytom.Method")
+    if entry.name not in _REGISTRY:
+        raise ConfigError(f"{entry.value} registers no method of that name")
+
+
+def _where(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,31 @@
+"""Fixtures that watch what a model does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
+
+
+@pytest.fixture
+def host_copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of calls that make a GPU wait for the host."""
+    calls: list[str] = []
+    depth = [0]
+    for name in TO_HOST:
+        original = getattr(torch.Tensor, name)
+
+        def spy(self: Any, *args: Any, _o: Any = original, _n: str = name, **kw: Any) -> Any:
+            if not depth[0]:
+                calls.append(_n)
+            depth[0] += 1
+            try:
+                return _o(self, *args, **kw)
+            finally:
+                depth[0] -= 1
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+    return calls

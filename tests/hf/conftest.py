@@ -1,13 +1,36 @@
-"""Fixtures that watch what a model does."""
+"""Models of every family, restored after each test, and fixtures that watch what they do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
+import earlytom
+from tests.families import FAMILIES, Family
 
 TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda f: f.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family: Family) -> nn.Module:
+    return family.model()
+
+
+@pytest.fixture(autouse=True)
+def _always_restored(request: pytest.FixtureRequest) -> Iterator[None]:
+    model = request.getfixturevalue("model") if "model" in request.fixturenames else None
+    yield
+    if model is not None:
+        earlytom.restore(model)
 
 
 @pytest.fixture

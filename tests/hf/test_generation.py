@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,12 +25,6 @@ BOTH = pytest.mark.parametrize("method", [OUTER, ALL, WEIGHTED], ids=["outer", "
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     return FAMILY.model()
-
-
-@pytest.fixture(autouse=True)
-def _always_restored(model: nn.Module) -> Iterator[None]:
-    yield
-    earlytom.restore(model)
 
 
 def one() -> dict[str, Any]:

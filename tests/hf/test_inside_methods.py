@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from earlytom.errors import ConfigError
 from earlytom.hf.cache import STATE
 from earlytom.method import Method
 from earlytom.methods import DyCoke, FrameFusion, PruneVid, SparseVLM
-from tests.families import FAMILIES, PROMPTS, Family, forward, generate
+from tests.families import PROMPTS, Family, forward, generate
 
 PRUNING: dict[str, Method] = {
     "sparsevlm": SparseVLM(retention_ratio=0.5),
@@ -29,22 +28,6 @@ ALL: dict[str, Method] = {
     "prunevid": PruneVid(retention_ratio=0.5, inner_prune_layer=2),
     "dycoke": DyCoke(retention_ratio=0.5, decode_ratio=0.3, decode_from=2),
 }
-
-
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda f: f.name)
-def family(request: pytest.FixtureRequest) -> Family:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(family: Family) -> nn.Module:
-    return family.model()
-
-
-@pytest.fixture(autouse=True)
-def _always_restored(model: nn.Module) -> Iterator[None]:
-    yield
-    earlytom.restore(model)
 
 
 @pytest.mark.parametrize("name", [n for n in PRUNING if "official" not in n])

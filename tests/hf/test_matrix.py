@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
 
 import earlytom
-from tests.families import FAMILIES, PROMPTS, Family, forward, generate, row_alone
+from tests.families import PROMPTS, Family, forward, generate, row_alone
 from tests.masked import check, recorded
 from tests.matrix import METHODS
 from tests.toys import IDENTITY
 
 INSIDE = [k for k, m in METHODS.items() if m.inner_points(4) or m.decode_layer(4) is not None]
 VIDEO_PROMPTS = [k for k in PROMPTS if "only" not in k]
-
-
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda f: f.name)
-def family(request: pytest.FixtureRequest) -> Family:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(family: Family) -> nn.Module:
-    return family.model()
-
-
-@pytest.fixture(autouse=True)
-def _always_restored(model: nn.Module) -> Iterator[None]:
-    yield
-    earlytom.restore(model)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,12 +24,6 @@ KEEP_TOKENS = Afterimage(retention_ratio=1.0, encoder_budget=0.5)
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     return build_llava_onevision()
-
-
-@pytest.fixture(autouse=True)
-def _restored(model: nn.Module) -> Iterator[None]:
-    yield
-    earlytom.restore(model)
 
 
 def features(model: Any, inputs: dict[str, Any]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 import earlytom
 from earlytom import Compose
 from earlytom.errors import UnsupportedModelError
+from earlytom.hf.columns import VideoLayout
 from earlytom.hf.weights import weighted_mask
 from earlytom.method import Method
 from earlytom.methods import FastV, VisionZip
+from earlytom.models import find_adapter
 from earlytom.stages import TokenSelection, VideoFeatures
-from tests.families import FAMILIES, PROMPTS, Family, build_llava_onevision, forward, generate
+from tests.families import PROMPTS, VIDEO, Family, build_llava_onevision, forward, generate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,75 +40,43 @@ class Weighted(Method):
         return TokenSelection(index, weight=(torch.arange(len(index)) % 3 + 1).float())
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda f: f.name)
-def family(request: pytest.FixtureRequest) -> Family:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(family: Family) -> nn.Module:
-    return family.model()
-
-
-@pytest.fixture(autouse=True)
-def _restored(model: nn.Module) -> Iterator[None]:
-    yield
-    earlytom.restore(model)
-
-
-def reference(model: Any, inputs: dict[str, Any], method: Weighted) -> Tensor:
-    """Logits of the last column of a single prompt: dropped columns taken out by hand."""
-    seen: dict[str, Tensor] = {}
-
-    def spy(module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen["x"] = kwargs["inputs_embeds"]
-
-    handle = model.model.language_model.register_forward_pre_hook(spy, with_kwargs=True)
-    with type(method)(weighs=False)(model):  # this hook of ours runs first and sees the NaN rows
+def reference(model: Any, family: Family, inputs: dict[str, Any]) -> Tensor:
+    """Logits of the last column of a single prompt: columns dropped and weighted by hand."""
+    seen: list[Tensor] = []
+    spy = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"][0]), with_kwargs=True
+    )
+    with Weighted(weighs=False)(model):  # the spy came first: it sees the rows marked as dropped
         forward(model, inputs)
-    handle.remove()
-    x = seen["x"][0]
+    spy.remove()
+    x = seen[0]
     columns = (~x[:, 0].isnan()).nonzero().flatten()
-    visual = (inputs["input_ids"][0] == 102)[columns]
+    adapter = find_adapter(model)
+    frames = adapter.frame_counts(inputs)
+    layout = VideoLayout.of(adapter, [adapter.placeholder_count([t]) for t in frames], frames)
+    patch, _ = layout.spread(inputs["input_ids"] == VIDEO)
+    tokens = (patch[0, columns] >= 0).nonzero().flatten()
+    per_video = len(range(0, family.frames * family.tokens_per_frame, 3))
     bias = torch.zeros(len(columns))
-    patches = visual.nonzero().flatten()
-    # newline tokens are the placeholders that no token of a frame takes; they weigh 1
-    with method(model):
-        forward(model, inputs)
-        report = earlytom.last_report(model)
-    assert report is not None
-    tokens = {c for c in patches.tolist() if _is_token(model, inputs, int(columns[c]))}
-    for rank, c in enumerate(sorted(tokens)):
-        bias[c] = float(rank % report.videos[0].tokens_out % 3 + 1)
-    bias = torch.where(bias > 0, bias.clamp_min(1).log(), 0.0)
-    n = len(columns)
-    mask = torch.full((n, n), torch.finfo(torch.float32).min).triu(1) + bias
+    bias[tokens] = (torch.arange(len(tokens)) % per_video % 3 + 1).log()
+    low = torch.finfo(torch.float32).min
+    mask = bias.expand(len(columns), -1).masked_fill(
+        torch.ones(len(columns), len(columns)).triu(1).bool(), low
+    )
     with torch.no_grad():
         out = model.model.language_model(
             inputs_embeds=x[columns][None],
             position_ids=columns[None],
-            attention_mask=mask.clamp_min(torch.finfo(torch.float32).min)[None, None],
+            attention_mask=mask[None, None],
         )
         return model.lm_head(out.last_hidden_state[:, -1])
-
-
-def _is_token(model: Any, inputs: dict[str, Any], column: int) -> bool:
-    from earlytom.hf.columns import VideoLayout
-    from earlytom.models import find_adapter
-
-    adapter = find_adapter(model)
-    frames = adapter.frame_counts(inputs)
-    layout = VideoLayout.of(adapter, [adapter.placeholder_count([t]) for t in frames], frames)
-    patch, _ = layout.spread(inputs["input_ids"] == 102)
-    return int(patch[0, column]) >= 0
 
 
 @pytest.mark.parametrize("prompt", ["one_video", "two_videos", "image_and_video"])
 def test_logits_equal_an_explicit_mask(family: Family, model: nn.Module, prompt: str) -> None:
     inputs = family.inputs(PROMPTS[prompt])
-    method = Weighted()
-    expected = reference(model, inputs, method)
-    with method(model):
+    expected = reference(model, family, inputs)
+    with Weighted()(model):
         found = forward(model, inputs).logits[:, -1]
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     with Weighted(weighs=False)(model):

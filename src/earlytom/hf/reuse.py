@@ -20,6 +20,7 @@ from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.hf.probe import Probe, Sink
 from earlytom.method import Method
 from earlytom.models.base import Adapter
+from earlytom.ops.select import mask_index
 from earlytom.ops.tensors import to_device
 
 _FILL = 0.75  # frames share one attention call if the smallest has this share of fresh patches
@@ -68,17 +69,18 @@ class FreshPatches:
 
     def pack(self, hidden: Tensor, fresh: Tensor) -> Tensor:
         """Return the fresh rows of ``[frames, patches, dim]`` as ``[1, fresh, dim]``."""
-        index = fresh.flatten().nonzero().flatten()  # the counts are on the host already
+        index = mask_index(fresh, self.place.numel())
         return hidden.flatten(0, 1).index_select(0, index)[None]
 
     def unpack(self, packed: Tensor) -> Tensor:
         """Return ``[frames, patches, dim]`` from ``[1, fresh, dim]``."""
-        return packed[0].index_select(0, self.source.flatten()).unflatten(0, self.source.shape)
+        source = self.source.to(packed.device)  # layers may be spread over devices
+        return packed[0].index_select(0, source.flatten()).unflatten(0, source.shape)
 
     def rows(self, packed: Tensor, frames: Tensor | None = None) -> Tensor:
         """Return ``[frames, heads, patches, d]`` from ``[1, heads, fresh, d]``."""
         source = self.source if frames is None else self.source.index_select(0, frames)
-        values = packed[0].index_select(1, source.flatten())
+        values = packed[0].index_select(1, source.flatten().to(packed.device))
         return values.unflatten(1, source.shape).transpose(0, 1)
 
     def attend(
@@ -87,10 +89,11 @@ class FreshPatches:
         """Attention of the packed queries ``[1, heads, fresh, d]``: ``[1, fresh, heads, d]``."""
         outputs = []
         for frames, queries in self.groups:
-            q = query[0].index_select(1, queries.flatten()).unflatten(1, queries.shape)
+            place = queries.flatten().to(query.device)
+            q = query[0].index_select(1, place).unflatten(1, queries.shape)
             out = attend(q.transpose(0, 1), self.rows(key, frames), self.rows(value, frames))[0]
             outputs.append(out.flatten(0, 1))
-        return torch.cat(outputs).index_select(0, self.place)[None], None
+        return torch.cat(outputs).index_select(0, self.place.to(query.device))[None], None
 
 
 def _alike(counts: Sequence[int]) -> list[list[int]]:
@@ -158,8 +161,8 @@ class ReuseSide:
 
     def probes(self, sinks: dict[int, Sink]) -> list[Probe]:
         """Take over the attention of the packed layers, and probe the others in ``sinks``."""
-        usable = self.adapter.usable_layers
-        packed = range(usable if self.layer is None else self.layer, usable)
+        depth = len(self.adapter.layers)  # layers that nobody looks at run on packed rows too
+        packed = range(depth if self.layer is None else self.layer, depth)
         probes = []
         for i in sorted({*sinks, *packed}):
             module = self.adapter.attention(self.adapter.layers[i])

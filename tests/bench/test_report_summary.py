@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from earlytom.bench.report import load_runs, summarise
+from earlytom.bench.report.markdown import render_markdown
 from earlytom.errors import ConfigError, ResultError
 from tests.bench.synthetic import benchmark, first_right, questions, run, store
 
@@ -100,6 +101,23 @@ def test_marks_rank_and_order(tmp_path):
         if cell.versus:
             assert cell.versus.p <= cell.versus.p_holm <= 1
     assert summary.ratios == [0.5, 0.1]
+
+
+def test_a_method_that_sees_more_than_its_ratio_has_no_rank(tmp_path):
+    summary = summary_of(
+        tmp_path,
+        run("full", 1.0, [1] * 240),
+        run(REF, 0.1, first_right(0.5), seen=0.109),
+        run("over", 0.1, first_right(0.9), seen=0.3),
+    )
+    assert summary.labels == [REF, "over"]
+    assert summary.cell("standard", "over", 0.1).rank is None
+    assert summary.cell("standard", REF, 0.1).rank == 1
+    assert summary.best("standard", 0.1) == pytest.approx(0.5)
+    table = render_markdown(summary)
+    assert "(over)" in table
+    assert "**50.0**" in table
+    assert "**90.0**" not in table
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -164,3 +164,16 @@ def test_bad_settings(wrong: dict[str, object]) -> None:
 def test_json() -> None:
     method = PruMerge(policy="official", plus=True, adaptive=True)
     assert Method.from_json(method.to_json()) == method
+
+
+def test_merged_neighbours_keep_their_share_of_the_frame() -> None:
+    """The published 32 of 576; 32 of 49 would average nearly the whole frame."""
+    x = clip(2, 49)
+    found, same, other = (
+        selected(PruMerge(retention_ratio=0.25, neighbours=k), x).features for k in (None, 3, 32)
+    )
+    assert found is not None
+    assert same is not None
+    assert other is not None
+    assert torch.equal(found, same)
+    assert not torch.allclose(found, other)

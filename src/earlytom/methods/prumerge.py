@@ -16,6 +16,7 @@ from earlytom.ops.neighbours import by_score, grid_places, merge_neighbours, out
 from earlytom.ops.tensors import to_device
 from earlytom.stages import TokenSelection, VideoFeatures
 
+PUBLISHED, GRID = 32, 576  # tokens merged into each kept one, of so many (CLIP at 336 pixels)
 FALLBACK = 1 / 8  # the released ratio where no token is an outlier
 
 
@@ -26,8 +27,8 @@ class PruMerge(Method):
 
     Shang et al., ICCV 2025, arXiv 2403.15388, released as 42Shawn/LLaVA-PruMerge@097c041; here
     every frame is one image. Of every frame the tokens of highest attention stay; PruMerge+ adds
-    evenly spaced ones. The 32 tokens with the most similar keys are added to each, weighted by
-    their attention, and all tokens not kept become one more token.
+    evenly spaced ones. The tokens with the most similar keys (32 of 576) are added to each,
+    weighted by their attention, and all tokens not kept become one more token.
 
     Differences to the released code, made for CLIP images: the vision encoders here have no class
     token, so received attention (mean over heads and queries of the last layer) takes the place of
@@ -49,7 +50,8 @@ class PruMerge(Method):
         policy: ``exact`` or ``official``.
         plus: PruMerge+.
         adaptive: (official) the ratio is the share of outliers among all attention values.
-        neighbours: tokens merged into each kept one.
+        neighbours: tokens merged into each kept one; None: 32 under ``official``, else the same
+            share of a frame as there (32 of 576; at 32 of 49 all tokens become alike).
 
     Raises:
         ConfigError: a value out of range, or no received attention or keys.
@@ -63,12 +65,13 @@ class PruMerge(Method):
     policy: str = "exact"
     plus: bool = False
     adaptive: bool = False
-    neighbours: int = 32
+    neighbours: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("policy", self.policy, ("exact", "official"))
-        check_count("neighbours", self.neighbours)
+        if self.neighbours is not None:
+            check_count("neighbours", self.neighbours)
         for name in ("plus", "adaptive"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -113,7 +116,7 @@ class PruMerge(Method):
             for t, row in enumerate(order)
             if len(kept[t]) < size and not (exact and budgets[t] == 0)
         }
-        values, rest = merge_neighbours(x, keys, received, kept, self.neighbours, mean=exact)
+        values, rest = merge_neighbours(x, keys, received, kept, self._neighbours(size), mean=exact)
         places = [t * size + p for t in range(n) for p in kept[t]]
         weight = [1] * len(places) + [size - len(kept[t]) for t in extra]
         places += extra.values()
@@ -124,6 +127,12 @@ class PruMerge(Method):
             torch.cat([values, rest]).index_select(0, by_place).to(x.dtype),
             to_device(weight, x.device, torch.float32).index_select(0, by_place),
         )
+
+    def _neighbours(self, size: int) -> int:
+        """Return how many tokens of a frame of ``size`` are merged into each kept one."""
+        if self.neighbours is not None:
+            return self.neighbours
+        return PUBLISHED if self.policy == "official" else max(1, round(size * PUBLISHED / GRID))
 
     def exact_places(self, order: np.ndarray, budgets: tuple[int, ...]) -> list[list[int]]:
         """Return the places kept in every frame: one less than its budget, at least none."""

@@ -99,9 +99,10 @@ class _Page:
         if estimate is None:
             return text.DASH
         best = self.summary.best(cell.split, cell.ratio)
-        value = _bold(text.percent(estimate.value), cell.score == best)
+        value = _bold(text.percent(estimate.value), bool(cell.rank) and cell.score == best)
         ends = f"[{text.percent(estimate.low)}, {text.percent(estimate.high)}]"
-        return " ".join(filter(None, [value, ends, text.mark(cell), f"({cell.rank})"]))
+        rank = f"({cell.rank})" if cell.rank else "(over)"
+        return " ".join(filter(None, [value, ends, text.mark(cell), rank]))
 
     def ratio_table(self, ratio: float) -> None:
         s = self.summary

@@ -11,6 +11,9 @@ from earlytom.bench.report.runs import FULL
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
+TOLERANCE = (
+    0.1  # by which a method may exceed its ratio: counts are rounded up, per frame by some methods
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Cell:
         by_type: accuracy of every question type.
         by_checkpoint: ``relative`` of every checkpoint (accuracy if there is no full run).
         versus: paired comparison with the reference; None for the reference and the full model.
-        rank: 1 = highest relative accuracy of this split and ratio; equal values share a rank.
+        rank: 1 = highest relative accuracy of this split and ratio among the methods that reached
+            the ratio; equal values share a rank.
         retention: achieved visual tokens entering the language model / tokens without compression.
         llm_retention: the same averaged over the language model's layers.
         encoder_compute: FLOPs of the vision encoder relative to the full model's.
@@ -88,6 +92,11 @@ class Cell:
         """What methods are ranked by: relative accuracy, or accuracy without a full run."""
         best = self.relative or self.accuracy
         return None if best is None else best.value
+
+    @property
+    def reached(self) -> bool:
+        """Whether the language model saw no more than its share, mean over layers."""
+        return self.llm_retention is None or self.llm_retention <= self.ratio * (1 + TOLERANCE)
 
 
 @dataclass(frozen=True)
@@ -140,9 +149,9 @@ class Summary:
         return [c for c in found if c is not None and c.status == "done"]
 
     def best(self, split: str, ratio: float) -> float | None:
-        """Return the highest score of a split and ratio."""
+        """Return the highest score of a split and ratio, of methods that reached it."""
         cells = (self.cell(split, label, ratio) for label in self.labels)
-        return max((c.score for c in cells if c and c.score is not None), default=None)
+        return max((c.score for c in cells if c and c.rank and c.score is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -157,22 +166,22 @@ class Summary:
 
 
 def rank_cells(cells: Sequence[Cell]) -> None:
-    """Set ``rank`` of the cells of one split and ratio; cells without a score get None."""
-    scores = [c.score for c in cells if c.score is not None]
+    """Set ``rank`` of the cells of one split and ratio that have a score and reached the ratio."""
+    scores = [c.score for c in cells if c.score is not None and c.reached]
     for cell in cells:
-        if cell.score is not None:
+        if cell.score is not None and cell.reached:
             cell.rank = 1 + sum(s > cell.score for s in scores)
 
 
 def order_labels(
     labels: Sequence[str], ratios: Sequence[float], cells: Mapping[tuple[str, float], Cell]
 ) -> list[str]:
-    """Order methods by mean score over ``ratios``; methods with fewer finished ratios follow."""
+    """Order methods by mean score over ``ratios``; those that reached fewer ratios follow."""
 
     def key(label: str) -> tuple[int, float, str]:
-        found = (cells.get((label, r)) for r in ratios)
-        scores = [c.score for c in found if c is not None and c.score is not None]
+        found = [c for r in ratios if (c := cells.get((label, r))) is not None]
+        scores = [c.score for c in found if c.score is not None]
         mean = sum(scores) / len(scores) if scores else 0.0
-        return -len(scores), -mean, label
+        return -sum(c.score is not None and c.reached for c in found), -mean, label
 
     return sorted(labels, key=key)

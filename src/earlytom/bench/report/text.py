@@ -13,8 +13,9 @@ SCOPE = (
     "and methods may rank differently on one."
 )
 ORDER = (
-    "Methods are ordered by their mean over the ratios; those without a result at every ratio "
-    "follow."
+    "Methods are ordered by their mean over the ratios; those that did not reach every ratio "
+    "follow. (over): the language model saw more than the ratio by over a tenth, mean over its "
+    "layers, so the method has no rank there."
 )
 LEGEND = (
     "difference: points of accuracy to the reference, paired, with its interval. retention: visual "

@@ -56,6 +56,16 @@ class VideoReport:
         """Frames left behind the vision encoder."""
         return len(self.first)
 
+    def encoded_patches(self, per_frame: int) -> int:
+        """Return how many patches the last layer of the encoder computed.
+
+        Args:
+            per_frame: patches of a frame at the encoder's input.
+        """
+        if self.reuse is not None:
+            return self.reuse[1]
+        return self.frames_out * (self.patch_reductions or ((0, per_frame),))[-1][1]
+
     def provenance(self) -> list[tuple[int, int, int]]:
         """Return ``(input frame, patch, input frames it stands for)`` of every token, in order."""
         s = self.tokens_per_frame

@@ -130,6 +130,7 @@ def test_demo(folder):
     assert 0 <= data["accuracy_compressed"] <= 1
     assert (data["frames"], data["tokens_full"], data["tokens_compressed"]) == (8, 32, 8)
     assert data["frames_after_encoder"] == 8  # the default drops patches, no frames
+    assert data["patches_encoded"] < 0.6 * data["patches"]
     assert data["timings"]["full"]["ttft"] > 0
     assert data["decode"] > 0
     assert sum(t["questions"] for t in data["by_type"].values()) == 6

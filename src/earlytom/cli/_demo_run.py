@@ -136,6 +136,8 @@ def summary(rows: list[Row], method: Method | None, seed: int) -> dict[str, Any]
         ],
     }
     data["frames_after_encoder"] = statistics.median(r.compressed.frames_out for r in rows)
+    data["patches"] = rows[0].compressed.patches_in
+    data["patches_encoded"] = statistics.median(r.compressed.patches_out for r in rows)
     timings = data["timings"]
     data["ttft_speedup"] = timings["full"]["ttft"] / timings["compressed"]["ttft"]
     for kind in sorted({r.type for r in rows}):
@@ -173,6 +175,8 @@ def summary_table(rows: list[Row], result: dict[str, Any]) -> Iterator[Any]:
     )
     frames, after = result["frames"], result["frames_after_encoder"]
     total.add_row("frames", f"{frames}", f"{after:g}", f"{after / frames:.1%}")
+    patches, encoded = result["patches"], result["patches_encoded"]
+    total.add_row("patches encoded", f"{patches}", f"{encoded:g}", f"{encoded / patches:.1%}")
     tokens, kept = result["tokens_full"], result["tokens_compressed"]
     total.add_row("visual tokens", f"{tokens}", f"{kept:g}", f"{kept / tokens:.1%}")
     labels = {

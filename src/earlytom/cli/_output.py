@@ -97,7 +97,11 @@ def answer_table(columns: Sequence[tuple[str, Answer]]) -> Table:
     rates = [c.timings.decode_tokens_per_s for _, c in columns]
     cells = ["-" if r is None else f"{r:.0f} /s" for r in rates]
     table.add_row("new tokens", *cells, *([times(rates[-1], rates[0])] if compare else []))
-    for label, name in (("frames", "frames"), ("visual tokens", "tokens")):
+    for label, name in (
+        ("frames", "frames"),
+        ("patches encoded", "patches"),
+        ("visual tokens", "tokens"),
+    ):
         cells = [_change(getattr(c, f"{name}_in"), getattr(c, f"{name}_out")) for _, c in columns]
         share = getattr(last, f"{name}_out") / getattr(last, f"{name}_in")
         table.add_row(label, *cells, *([f"{share:.1%}"] if compare else []))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Answer:
         timings: where the time went.
         frames_in: frames given to the vision encoder.
         frames_out: frames left behind it.
+        patches_in: patches of these frames, at full resolution.
+        patches_out: patches that the last layer of the encoder computed.
         tokens_in: visual tokens that the uncompressed model would feed the language model
             (newline tokens excluded).
         tokens_out: visual tokens that entered the language model.
@@ -50,6 +53,8 @@ class Answer:
     timings: Timings
     frames_in: int
     frames_out: int
+    patches_in: int
+    patches_out: int
     tokens_in: int
     tokens_out: int
     prompt_in: int
@@ -59,10 +64,10 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready data."""
-        names = ("text", "frames_in", "frames_out", "tokens_in", "tokens_out", "prompt_in")
+        counts = ("frames", "patches", "tokens", "prompt")
         return {
-            **{n: getattr(self, n) for n in names},
-            "prompt_out": self.prompt_out,
+            "text": self.text,
+            **{f"{n}_{way}": getattr(self, f"{n}_{way}") for n in counts for way in ("in", "out")},
             "new_tokens": len(self.token_ids),
             "retention": self.tokens_out / self.tokens_in,
             "timings": self.timings.to_dict(),
@@ -193,12 +198,19 @@ class VideoQA:
         frames = sum(self.adapter.frame_counts(inputs))
         visual = frames * self.adapter.tokens_per_frame
         report = None if method is None else last_report(self.model)
+        patches = math.prod(self.adapter.patch_grid or self.adapter.grid)
+        coarse = None if method is None else method.encoder_grid(self.adapter.grid)
+        encoded = patches if coarse is None else 4 * math.prod(coarse)  # pooled 2x2
         return Answer(
             text=self.preprocessor.decode(torch.tensor(tokens.ids)),
             token_ids=tokens.ids,
             timings=timings,
             frames_in=frames,
             frames_out=sum(v.frames_out for v in report.videos) if report else frames,
+            patches_in=frames * patches,
+            patches_out=sum(v.encoded_patches(encoded) for v in report.videos)
+            if report
+            else frames * patches,
             tokens_in=report.tokens_in if report else visual,
             tokens_out=report.tokens_out if report else visual,
             prompt_in=prompt,

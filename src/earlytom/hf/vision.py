@@ -215,12 +215,12 @@ class VisionSide:
             if chosen is not None:
                 cells = _cells(chosen.index, where, size)
                 if self.weights is not None:
-                    self.weights.add(len(videos[v]), state.n_input, cells, chosen.weight)
+                    self.weights.add(state.n_input, cells, chosen.weight)
                 tokens, kept = _mark(tokens, present, cells, chosen)
                 videos[v] = adapter.put_tokens(videos[v], tokens, kept)
                 changed = True
             elif self.weights is not None:
-                self.weights.add(len(videos[v]), state.n_input, where[:0], None)
+                self.weights.add(state.n_input, where[:0], None)
             index = None if chosen is None else chosen.index
             reduced, reuse = self.patches.passed, self.reuse.report(v)
             self.reports.append(video_report(state, size, slots, index, received, reduced, reuse))

@@ -36,15 +36,15 @@ class TokenWeights:
         """Forget the videos of the call before."""
         self._videos = []
 
-    def add(self, rows: int, n_frames: int, cells: Tensor, weight: Tensor | None) -> None:
+    def add(self, n_frames: int, cells: Tensor, weight: Tensor | None) -> None:
         """Take over the tokens that stage II kept of the next video.
 
         Args:
-            rows: placeholders of the video.
             n_frames: its input frames.
             cells: ``[k]`` int64, slot * tokens per frame + patch of every token.
             weight: ``[k]`` above 0, None for 1.
         """
+        rows = self.adapter.placeholder_count([n_frames])  # newlines included in all versions
         bias = torch.zeros(rows, device=cells.device)
         if weight is not None:
             place = torch.arange(rows, device=cells.device)[:, None]

@@ -25,7 +25,7 @@ from earlytom.methods import (
     VidCom2,
 )
 from earlytom.stages import InnerPoint, VideoState
-from tests.families import FAMILIES, PROMPTS, Family, forward, generate
+from tests.families import PROMPTS, Family, forward, generate
 from tests.toys_patches import PATCH_TOYS
 
 # what is not a question of the engine: use, data, and what every method has
@@ -74,7 +74,6 @@ ENCODER = [
     "patch_budget",
     "reuse_layer",
     "fresh_patches",
-    "fresh_count",
 ]
 INNER = [
     "inner_points",
@@ -225,16 +224,6 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 
 
 # ---------------------------------------------------------------------- on a model
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda f: f.name)
-def family(request: pytest.FixtureRequest) -> Family:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(family: Family) -> nn.Module:
-    return family.model()
-
-
 SAME = [
     EarlyTom(retention_ratio=0.25),
     EarlyTom(

@@ -198,10 +198,6 @@ class Compose(Method):
         """Choose the patches to compute as ``encoder`` does."""
         return self.encoder.fresh_patches(hidden, n_layers)
 
-    def fresh_count(self, n_frames: int, patches: int, n_layers: int) -> int:
-        """Return how many patches ``encoder`` computes."""
-        return self.encoder.fresh_count(n_frames, patches, n_layers)
-
     # ------------------------------------------------------------------ signals
     def score_layer(self, n_layers: int) -> int | None:
         """Return the score layer of ``tokens``, else that of ``encoder`` if it merges frames."""

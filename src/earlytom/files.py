@@ -16,3 +16,8 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_choice, check_ratio
 from earlytom.errors import ConfigError
-from earlytom.files import atomic_write
+from earlytom.files import write_text
 from earlytom.ops.cells import largest_tokens
 from earlytom.registry import list_methods, load_method, method_class, register_method
 from earlytom.stages import (
@@ -43,10 +43,6 @@ __all__ = [
     "CONFIG_NAME",
     "POSITIONS",
     "Method",
-    "check_ascending",
-    "check_choice",
-    "check_count",
-    "check_ratio",
     "list_methods",
     "load_method",
     "method_class",
@@ -218,13 +214,9 @@ class Method:
             n_layers: depth of the encoder.
 
         Returns:
-            ``[T, patches]`` bool with exactly ``fresh_count`` True, all of frame 0 among them.
+            ``[T, patches]`` bool, all of frame 0 True.
         """
         return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-
-    def fresh_count(self, n_frames: int, patches: int, n_layers: int) -> int:
-        """Patches of a video of ``T`` frames that are computed from ``reuse_layer`` on."""
-        return n_frames * patches
 
     def encoder_grid(self, grid: tuple[int, int]) -> tuple[int, int] | None:
         """Return a coarser token grid (height, width) to encode frames for, None: full resolution.
@@ -353,7 +345,7 @@ class Method:
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write ``compression_config.json`` into ``directory`` (beside a saved model)."""
         path = Path(directory) / CONFIG_NAME
-        atomic_write(path, lambda p: p.write_text(self.to_json() + "\n", encoding="utf-8"))
+        write_text(path, self.to_json() + "\n")
         return path
 
     @staticmethod
@@ -370,34 +362,3 @@ class Method:
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigError(f"cannot read {path}: {e}") from e
         return Method.from_json(text)
-
-
-# ---------------------------------------------------------------------- checks
-def check_ratio(name: str, value: object, *, low: float = 0.0, open_low: bool = True) -> None:
-    """Raise ConfigError unless ``value`` is a number in (low, 1] (or [low, 1])."""
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or not (low < value or (not open_low and value == low)) or value > 1:  # type: ignore[operator]
-        bracket = "(" if open_low else "["
-        raise ConfigError(f"{name} must be a number in {bracket}{low:g}, 1], got {value!r}")
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise ConfigError unless ``value`` is an integer >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} must be an integer >= 1, got {value!r}")
-
-
-def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise ConfigError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-
-
-def check_ascending(name: str, values: object, minimum: int) -> None:
-    """Raise ConfigError unless ``values`` is a tuple of strictly ascending ints >= minimum."""
-    if not isinstance(values, tuple) or not all(
-        isinstance(v, int) and not isinstance(v, bool) and v >= minimum for v in values
-    ):
-        raise ConfigError(f"{name} must be a tuple of integers >= {minimum}, got {values!r}")
-    if any(b <= a for a, b in itertools.pairwise(values)):
-        raise ConfigError(f"{name} must be strictly ascending without repeats, got {values!r}")

@@ -7,22 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import earlytom
-from tests.families import FAMILIES, Family
 
 TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
-
-
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda f: f.name)
-def family(request: pytest.FixtureRequest) -> Family:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(family: Family) -> nn.Module:
-    return family.model()
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ import numpy as np
 from earlytom._version import __version__
 from earlytom.bench.contenders import FULL, Entry
 from earlytom.bench.suite import SuiteClip
-from earlytom.files import atomic_write
+from earlytom.files import write_text
 
 SCHEMA = 1
 DONE, UNREACHABLE = "done", "unreachable"
@@ -203,7 +203,7 @@ def _quartiles(values: Sequence[float]) -> dict[str, float] | None:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, allow_nan=False) + "\n"
-    atomic_write(path, lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def environment(threads: int, dtype: str, attention: str) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from earlytom.bench.journal import Journal
 from earlytom.bench.records import Task
 from earlytom.bench.suite import SPLITS, SuiteClip, build_split
 from earlytom.bench.workers import Done, Job, load_model, run_jobs
+from earlytom.checks import check_choice, check_ratio
 from earlytom.errors import ConfigError, UnsupportedModelError
-from earlytom.method import POSITIONS, check_choice, check_ratio
+from earlytom.method import POSITIONS
 from earlytom.tiny import weights_path
 
 RATIOS = (0.25, 0.2, 0.15, 0.1, 0.05)

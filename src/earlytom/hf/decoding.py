@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.hf.cache import DecodeColumns
+from earlytom.hf.hooks import hidden_states
 from earlytom.hf.probe import Sink, implementation_of
 from earlytom.hf.prompt import PromptSide
 from earlytom.hf.steps import Step
@@ -90,7 +91,7 @@ class DecodeSide:
             return None
         given = kwargs.get("attention_mask")
         if self._mask is None or self._mask[0] is not given:
-            x = args[0] if args else kwargs["hidden_states"]
+            x = hidden_states(args, kwargs)
             attention = implementation_of(self.adapter.attention(module))
             self._mask = given, hide(given, self._hidden.to(x.device), attention, x.dtype)
         return args, {**kwargs, "attention_mask": self._mask[1]}

@@ -18,10 +18,10 @@ from torch import nn
 from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.hf.decoding import DecodeSide
 from earlytom.hf.inner import InnerSide
-from earlytom.hf.probe import Probe
+from earlytom.hf.probe import Probe, takes_bias
 from earlytom.hf.prompt import PromptSide
 from earlytom.hf.vision import VisionSide
-from earlytom.hf.weights import TokenWeights, can_weigh
+from earlytom.hf.weights import TokenWeights
 from earlytom.method import Method
 from earlytom.models import find_adapter, unwrap
 from earlytom.models.base import Adapter
@@ -66,7 +66,7 @@ class Controller:
     def _weights(self) -> TokenWeights | None:
         if not self.method.weighs_tokens:
             return None
-        if can_weigh(self.adapter.attention(self.adapter.decoder_layers[0])):
+        if takes_bias(self.adapter.attention(self.adapter.decoder_layers[0])):
             return TokenWeights(self.adapter, self.method.name)
         logger.warning(
             "%s counts all tokens alike: this attention implementation takes no weights",
@@ -75,15 +75,9 @@ class Controller:
         return None
 
     def _check(self) -> None:
-        usable = self.adapter.usable_layers
-        asked = [*self.vision.points]
+        self.adapter.check_encoder_layers(self.vision.points)
         if self.vision.score_layer is not None:
-            asked.append(self.vision.score_layer)
-        for layer in asked:
-            if not 0 <= layer < usable:
-                raise ConfigError(
-                    f"encoder layer {layer} is out of range; this model uses layers 0..{usable - 1}"
-                )
+            self.adapter.check_encoder_layers([self.vision.score_layer])
         if self.inner is None and self.decoding is None:
             return
         if self.inner is not None and self.decoding is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from earlytom.errors import UnsupportedModelError
 from earlytom.hf.cache import InnerColumns, expand_batch, is_static
 from earlytom.hf.columns import VideoColumns
+from earlytom.hf.hooks import hidden_states, with_hidden_states
 from earlytom.hf.inner_masks import Behind, extend, whole_buffer
 from earlytom.hf.points import check_points, source_layer
 from earlytom.hf.prefill import Look, Prefill, Region, Rope
@@ -136,7 +137,7 @@ class InnerSide:
         step = self.prompt.step
         if step is None:
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden_states(args, kwargs)
         if self._step is not step:
             self._begin(step)
         self._inputs = kwargs
@@ -154,7 +155,7 @@ class InnerSide:
             "position_ids": behind.positions(kwargs.get("position_ids")),
             "attention_mask": behind.mask(kwargs.get("attention_mask"), hidden, width),
         }
-        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+        return with_hidden_states(args, kwargs, hidden)
 
     def before_mlp(self, index: int, module: nn.Module, args: Any) -> Any:
         """Pre-hook of the second norm: act between attention and MLP."""

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from earlytom.checks import check_ascending, check_choice
 from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.hf.patch_hooks import PatchHooks
 from earlytom.hf.placing import place_tokens
-from earlytom.hf.probe import implementation_of
-from earlytom.method import Method, check_ascending, check_choice
+from earlytom.hf.probe import BIASED, implementation_of, takes_bias
+from earlytom.method import Method
 from earlytom.models.base import Adapter
 from earlytom.ops.cells import gather_rows, grid_coordinates, nearest_owner
 from earlytom.ops.tensors import ceil_div
@@ -25,7 +26,6 @@ from earlytom.stages import PatchReduction, PatchState, TokenSelection
 
 PLACES = ("input", "attention", "output")
 SIGNALS = ("query", "key")
-BIASED = ("sdpa", "eager")  # attention functions that take a float mask
 
 
 @dataclass
@@ -79,19 +79,11 @@ class PatchSide:
 
     def _check(self) -> None:
         name, usable = self.method.name, self.adapter.usable_layers
-        if self.adapter.patch_grid is None:
-            raise UnsupportedModelError(
-                f"{name} reduces patches inside the vision encoder, which is not possible in "
-                f"{type(self.adapter.inner).__name__}"
-            )
+        self.adapter.check_patches(f"{name} reduces patches")
         check_ascending("reduce_layers", self.layers, 0)
         check_ascending("rebuild_layers", self.rebuild, 0)
         check_choice("reduce_place", self.place, PLACES)
-        for layer in (*self.layers, *self.rebuild):
-            if layer >= usable:
-                raise ConfigError(
-                    f"encoder layer {layer} is out of range; this model uses layers 0..{usable - 1}"
-                )
+        self.adapter.check_encoder_layers((*self.layers, *self.rebuild))
         if self.method.merge_points(usable):
             raise ConfigError(f"{name} merges frames and reduces patches; only one is possible")
         if self.coarse is not None and (self.layers or self.restore):
@@ -107,11 +99,11 @@ class PatchSide:
 
     def check_attention(self, layer: nn.Module) -> None:
         """Raise UnsupportedModelError if the attention of ``layer`` cannot weigh its keys."""
-        kind = implementation_of(self.adapter.attention(layer))
-        if kind not in BIASED:
+        attention = self.adapter.attention(layer)
+        if not takes_bias(attention):
             raise UnsupportedModelError(
                 f"proportional attention of {self.method.name} needs one of "
-                f"{', '.join(BIASED)} in the vision encoder, not {kind}"
+                f"{', '.join(BIASED)} in the vision encoder, not {implementation_of(attention)}"
             )
 
     @property

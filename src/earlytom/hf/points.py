@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+from earlytom.checks import check_choice
 from earlytom.errors import ConfigError
-from earlytom.method import check_choice
 from earlytom.stages import InnerPoint
 
 SIGNALS = ("none", "previous", "own")

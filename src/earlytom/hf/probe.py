@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 PROBE_NAME = "earlytom_probe"  # must not contain "flash": transformers routes such names elsewhere
 _ATTR = "_earlytom_probe"
+BIASED = ("sdpa", "eager")  # attention implementations that take a float mask
 
 Sink = Callable[[Tensor, Tensor, Tensor | None, float, nn.Module], None]
 Attend = Callable[[Tensor, Tensor, Tensor], Any]
@@ -63,6 +64,11 @@ def implementation_of(module: nn.Module) -> str:
     probe = probe_of(module)
     config: Any = module.config if probe is None else probe.config
     return str(config._attn_implementation)
+
+
+def takes_bias(module: nn.Module) -> bool:
+    """Whether the attention implementation of ``module`` takes a mask of floats."""
+    return implementation_of(module) in BIASED
 
 
 def _probed_attention(

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from earlytom.errors import ConfigError, UnsupportedModelError
+from earlytom.errors import ConfigError
+from earlytom.hf.hooks import hidden_states, with_hidden_states
 from earlytom.hf.probe import Probe, Sink
 from earlytom.method import Method
 from earlytom.models.base import Adapter
@@ -34,12 +35,14 @@ class FreshPatches:
         source: ``[frames, patches]`` int64, row of the packed patches that each patch shows.
         groups: per attention call the frames ``[g]`` and their packed queries ``[g, longest]``.
         place: ``[fresh]`` int64, where the output of every query is among all outputs.
+        counts: fresh patches of every frame.
         queries: per frame, how many queries attend for it, padding included.
     """
 
     source: Tensor
     groups: list[tuple[Tensor, Tensor]]
     place: Tensor
+    counts: tuple[int, ...]
     queries: tuple[int, ...]
 
     @classmethod
@@ -65,7 +68,8 @@ class FreshPatches:
             place[queries[mine]] = output[mine]
             used += queries.numel()
             groups.append((to_device(members, fresh.device), to_device(queries, fresh.device)))
-        return cls(source, groups, to_device(place, fresh.device), tuple(longest))
+        place = to_device(place, fresh.device)
+        return cls(source, groups, place, tuple(counts.tolist()), tuple(longest))
 
     def pack(self, hidden: Tensor, fresh: Tensor) -> Tensor:
         """Return the fresh rows of ``[frames, patches, dim]`` as ``[1, fresh, dim]``."""
@@ -121,31 +125,22 @@ class ReuseSide:
         self.method = method
         self.layer = method.reuse_layer(adapter.usable_layers)
         self.fresh: FreshPatches | None = None
-        self.counts: tuple[int, ...] = ()
         self.frames: list[int] | None = None
         if self.layer is not None:
             self._check(self.layer)
 
     def _check(self, layer: int) -> None:
         name, usable = self.method.name, self.adapter.usable_layers
-        if self.adapter.patch_grid is None:
-            raise UnsupportedModelError(
-                f"{name} reuses patches inside the vision encoder, which is not possible in "
-                f"{type(self.adapter.inner).__name__}"
-            )
-        if not 0 <= layer < usable:
-            raise ConfigError(
-                f"encoder layer {layer} is out of range; this model uses layers 0..{usable - 1}"
-            )
-        grid = self.adapter.grid
+        self.adapter.check_patches(f"{name} reuses patches")
+        self.adapter.check_encoder_layers([layer])
         if self.method.merge_points(usable) or self.method.reduce_layers(usable):
             raise ConfigError(f"{name} reuses patches and merges others; only one is possible")
-        if self.method.encoder_grid(grid) is not None:
+        if self.method.encoder_grid(self.adapter.grid) is not None:
             raise ConfigError(f"{name} reuses patches and lowers the resolution; choose one")
 
     def start(self, frames: list[int]) -> None:
         """Begin a call with videos of so many frames."""
-        self.frames, self.fresh, self.counts = list(frames), None, ()
+        self.frames, self.fresh = list(frames), None
 
     def finish(self) -> None:
         """End the call."""
@@ -156,8 +151,8 @@ class ReuseSide:
         if self.layer is None or self.fresh is None or self.frames is None:
             return None
         start = sum(self.frames[:video])
-        queries = self.fresh.queries[start : start + self.frames[video]]
-        return self.layer, self.counts[video], sum(queries)
+        own = slice(start, start + self.frames[video])
+        return self.layer, sum(self.fresh.counts[own]), sum(self.fresh.queries[own])
 
     def probes(self, sinks: dict[int, Sink]) -> list[Probe]:
         """Take over the attention of the packed layers, and probe the others in ``sinks``."""
@@ -177,17 +172,12 @@ class ReuseSide:
         """Pre-hook of ``layer``: decide what is fresh, and pack it."""
         if self.frames is None:
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden_states(args, kwargs)
         usable = self.adapter.usable_layers
         videos = self.adapter.split_frames(hidden.detach(), self.frames)
-        marked = [self.method.fresh_patches(x, usable) for x in videos]
-        fresh = torch.cat(marked)
+        fresh = torch.cat([self.method.fresh_patches(x, usable) for x in videos])
         self.fresh = FreshPatches.build(fresh)
-        self.counts = tuple(self.method.fresh_count(x.shape[0], x.shape[1], usable) for x in videos)
-        hidden = self.fresh.pack(hidden, fresh)
-        return (
-            ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-        )
+        return with_hidden_states(args, kwargs, self.fresh.pack(hidden, fresh))
 
     def restored(self, hidden: Tensor) -> Tensor:
         """Give every patch of the call the state of its source."""

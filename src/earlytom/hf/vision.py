@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from earlytom.errors import UnsupportedModelError, VideoError
+from earlytom.hf.hooks import hidden_states, with_hidden_states
 from earlytom.hf.patches import PatchSide
 from earlytom.hf.probe import Sink
 from earlytom.hf.reuse import ReuseSide
@@ -78,9 +79,7 @@ class VisionSide:
         """Pre-hook of encoder layer ``index``: merging after layer ``index - 1`` happens here."""
         if self.call is None or not self._due(index - 1):
             return None
-        if "hidden_states" in kwargs:
-            return args, {**kwargs, "hidden_states": self._merge(kwargs["hidden_states"])}
-        return (self._merge(args[0]), *args[1:]), kwargs
+        return with_hidden_states(args, kwargs, self._merge(hidden_states(args, kwargs)))
 
     def capture(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, module: nn.Module

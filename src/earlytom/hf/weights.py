@@ -9,19 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from earlytom.errors import UnsupportedModelError
 from earlytom.hf.cache import expand_batch
-from earlytom.hf.probe import implementation_of
+from earlytom.hf.probe import BIASED, implementation_of, takes_bias
 from earlytom.models.base import Adapter
-
-BIASED = ("sdpa", "eager")  # attention functions that take a float mask
-
-
-def can_weigh(attention: nn.Module) -> bool:
-    """Whether the attention function of a module takes weights."""
-    return implementation_of(attention) in BIASED
 
 
 class TokenWeights:
@@ -71,7 +64,7 @@ class TokenWeights:
     def check(self) -> None:
         """Raise UnsupportedModelError if the model's attention takes no weights (any more)."""
         attention = self.adapter.attention(self.adapter.decoder_layers[0])
-        if not can_weigh(attention):
+        if not takes_bias(attention):
             raise UnsupportedModelError(
                 f"{self.name} weighs tokens, which needs {' or '.join(BIASED)} attention in "
                 f"the language model, not {implementation_of(attention)}; use one, or put the "

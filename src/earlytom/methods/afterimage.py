@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_ratio
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_ratio, register_method
+from earlytom.method import Method, register_method
 from earlytom.ops.diversity import farthest_points, nearest_kept
 from earlytom.ops.fresh import changed_patches
 from earlytom.ops.lattice import video_lattice

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_choice, check_count, check_ratio
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice, check_count, check_ratio, register_method
+from earlytom.method import Method, register_method
 from earlytom.ops.budget import spread
 from earlytom.ops.pairwise import decode_step, least_similar
 from earlytom.ops.select import evenly

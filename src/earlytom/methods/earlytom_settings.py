@@ -6,8 +6,8 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from earlytom.checks import check_ascending, check_choice, check_count, check_flag, check_ratio
 from earlytom.errors import ConfigError
-from earlytom.method import check_ascending, check_choice, check_count, check_ratio
 from earlytom.ops.tensors import exact
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def check(m: EarlyTom) -> None:
     for name in ("max_window", "inner_merge_layer"):
         if getattr(m, name) is not None:
             check_count(name, getattr(m, name))
-    if not isinstance(m.merge_rest, bool):
-        raise ConfigError(f"merge_rest must be true or false, got {m.merge_rest!r}")
+    check_flag("merge_rest", m.merge_rest)
     _check_used(m)
     _check_frames(m)
 

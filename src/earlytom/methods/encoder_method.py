@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from earlytom.checks import check_choice
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice
+from earlytom.method import Method
 from earlytom.ops.tensors import check_finite
 from earlytom.stages import PatchReduction, PatchState
 
@@ -79,12 +80,6 @@ class EncoderMethod(Method):
             check_finite(hidden)
         left = counts[state.point]
         return self.reduce_to(hidden, state, left) if left < hidden.shape[1] else None
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise ConfigError unless ``value`` is a bool."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, got {value!r}")
 
 
 def signal(value: Tensor | None, name: str) -> Tensor:

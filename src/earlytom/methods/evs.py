@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from earlytom.method import Method, check_choice, register_method
+from earlytom.checks import check_choice
+from earlytom.method import Method, register_method
 from earlytom.ops.change import change_since_last_frame
 from earlytom.ops.lattice import lattice
 from earlytom.ops.select import mask_index, top_of_video

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
+from earlytom.checks import check_choice, check_count
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice, check_count, register_method
-from earlytom.methods.inner_tools import keep_seen, unreachable
+from earlytom.method import Method, register_method
+from earlytom.methods.inner_tools import keep_seen, share_behind
 from earlytom.ops.tensors import exact
 from earlytom.stages import InnerMerge, InnerPoint, InnerState
 
@@ -89,10 +90,7 @@ class FastV(Method):
         ratio, first = exact(self.retention_ratio), self.prune_layer(n_layers)
         if self.budget == "behind":
             return ratio
-        left = ratio * n_layers - first
-        if left <= 0:
-            raise unreachable(self.name, first, n_layers)
-        return left / (n_layers - first)
+        return share_behind(self.name, ratio, first, n_layers)
 
     # ------------------------------------------------------------------ stage III
     def inner_points(self, n_layers: int) -> tuple[InnerPoint, ...]:

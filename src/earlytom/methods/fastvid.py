@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from earlytom.checks import check_choice, check_count, check_ratio
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice, check_count, check_ratio, register_method
+from earlytom.method import Method, register_method
 from earlytom.ops.anchors import absorb, cut_frames
 from earlytom.ops.budget import spread
 from earlytom.ops.cluster import density_peaks

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from earlytom.method import check_ratio, register_method
+from earlytom.checks import check_ratio
+from earlytom.method import register_method
 from earlytom.methods.encoder_method import EncoderMethod, signal
 from earlytom.ops.correlate import (
     favour,

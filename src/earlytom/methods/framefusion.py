@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_choice, check_ratio
 from earlytom.errors import BudgetError, ConfigError
-from earlytom.method import Method, check_choice, check_ratio, register_method
+from earlytom.method import Method, register_method
 from earlytom.ops.fusion import (
     FIRST,
     allowed_sparsity,

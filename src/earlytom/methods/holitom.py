@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_choice, check_count, check_ratio
 from earlytom.errors import ConfigError, VideoError
-from earlytom.method import Method, check_choice, check_count, check_ratio, register_method
+from earlytom.method import Method, register_method
 from earlytom.methods.inner_tools import merge_unseen
 from earlytom.ops.cluster import density_peaks
 from earlytom.ops.host import read_host

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,18 @@ def keep_seen(state: InnerState, count: int, newlines: bool) -> InnerMerge | Non
     candidates = state.visual if newlines else state.patch >= 0
     score = state.attention[:, -1].mean(0)
     return InnerMerge(keep_best(score, candidates, present, count))
+
+
+def share_behind(name: str, ratio: Fraction, layer: int, n_layers: int) -> Fraction:
+    """Return the share kept from ``layer`` on whose average over all layers is ``ratio``.
+
+    Raises:
+        ConfigError: the layers in front of it alone cost more.
+    """
+    left = ratio * n_layers - layer
+    if left <= 0:
+        raise unreachable(name, layer, n_layers)
+    return left / (n_layers - layer)
 
 
 def unreachable(name: str, first: int, n_layers: int) -> ConfigError:

@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_choice, check_count, check_ratio
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice, check_count, check_ratio, register_method
-from earlytom.methods.inner_tools import keep_best, keep_seen, unreachable
+from earlytom.method import Method, register_method
+from earlytom.methods.inner_tools import keep_best, keep_seen, share_behind
 from earlytom.ops.duplicates import least_duplicated
 from earlytom.ops.reconstruct import Reconstruction, most_changed
 from earlytom.ops.tensors import check_finite, exact
@@ -156,10 +157,7 @@ class IPCV(Method):
             layer = max(1, round(Fraction(RELEASED_INNER * n_layers, RELEASED_DECODER)))
         if self.budget == "behind" or layer >= n_layers:  # the engine refuses such a layer
             return layer, ratio
-        left = ratio * n_layers - layer
-        if left <= 0:
-            raise unreachable(self.name, layer, n_layers)
-        return layer, left / (n_layers - layer)
+        return layer, share_behind(self.name, ratio, layer, n_layers)
 
     def inner_points(self, n_layers: int) -> tuple[InnerPoint, ...]:
         """Return the point where tokens are pruned.

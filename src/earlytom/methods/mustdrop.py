@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from earlytom.checks import check_ratio
 from earlytom.errors import ConfigError
-from earlytom.method import check_ratio, register_method
+from earlytom.method import register_method
 from earlytom.methods.encoder_method import EncoderMethod, signal
 from earlytom.ops.grouping import Grouping, descending
 from earlytom.ops.received import received_attention

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from earlytom.method import check_ratio, register_method
-from earlytom.methods.encoder_method import EncoderMethod, check_flag, signal
+from earlytom.checks import check_flag, check_ratio
+from earlytom.method import register_method
+from earlytom.methods.encoder_method import EncoderMethod, signal
 from earlytom.ops.bipartite import match_halves
 from earlytom.ops.energy import match_by_energy
 from earlytom.ops.schedule import geometric_counts

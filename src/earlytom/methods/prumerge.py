@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from earlytom.checks import check_choice, check_count, check_flag
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice, check_count, register_method
+from earlytom.method import Method, register_method
 from earlytom.ops.budget import spread
 from earlytom.ops.host import read_host
 from earlytom.ops.neighbours import by_score, grid_places, merge_neighbours, outlier_share
@@ -73,8 +74,7 @@ class PruMerge(Method):
         if self.neighbours is not None:
             check_count("neighbours", self.neighbours)
         for name in ("plus", "adaptive"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         if self.adaptive and self.policy != "official":
             raise ConfigError('adaptive has no meaning under policy "exact"; leave it out')
 

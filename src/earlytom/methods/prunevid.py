@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_choice, check_count, check_ratio
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice, check_count, check_ratio, register_method
+from earlytom.method import Method, register_method
 from earlytom.ops.cluster import Clusters, contiguous_labels, density_peaks, label_groups
 from earlytom.ops.host import read_host
 from earlytom.ops.pairwise import neighbour_cosine

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
+from earlytom.checks import check_ascending, check_choice, check_ratio
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_ascending, check_choice, check_ratio, register_method
+from earlytom.method import Method, register_method
 from earlytom.methods.inner_tools import keep_seen, unreachable
 from earlytom.stages import InnerMerge, InnerPoint, InnerState
 

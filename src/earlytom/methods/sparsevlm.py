@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_ascending, check_choice, check_count
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_ascending, check_choice, check_count, register_method
+from earlytom.method import Method, register_method
 from earlytom.methods.inner_tools import unreachable
 from earlytom.ops.raters import (
     position_logits,

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from earlytom.checks import check_flag
 from earlytom.errors import ConfigError
 from earlytom.method import register_method
-from earlytom.methods.encoder_method import EncoderMethod, check_flag, signal
+from earlytom.methods.encoder_method import EncoderMethod, signal
 from earlytom.ops.bipartite import match_halves
 from earlytom.ops.schedule import linear_counts, ported_counts
 from earlytom.ops.tensors import exact

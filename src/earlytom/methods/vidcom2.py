@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from earlytom.method import Method, check_choice, register_method
+from earlytom.checks import check_choice
+from earlytom.method import Method, register_method
 from earlytom.methods.evs import kept_share
 from earlytom.ops.tensors import check_finite
 from earlytom.ops.uniqueness import frame_budgets, least_typical, settle, typicality

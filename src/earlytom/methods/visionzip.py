@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
+from earlytom.checks import check_choice, check_ratio
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice, check_ratio, register_method
+from earlytom.method import Method, register_method
 from earlytom.ops.budget import spread
 from earlytom.ops.contextual import zip_frames
 from earlytom.ops.tensors import check_finite, exact

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from earlytom.errors import UnsupportedModelError
+from earlytom.errors import ConfigError, UnsupportedModelError
 
 
 class Adapter:
@@ -48,6 +49,27 @@ class Adapter:
     def usable_layers(self) -> int:
         """Number of encoder layers whose output reaches the projector."""
         return len(self.layers)
+
+    def check_encoder_layers(self, layers: Iterable[int]) -> None:
+        """Raise ConfigError unless all ``layers`` are among the usable ones."""
+        for layer in layers:
+            if not 0 <= layer < self.usable_layers:
+                raise ConfigError(
+                    f"encoder layer {layer} is out of range; "
+                    f"this model uses layers 0..{self.usable_layers - 1}"
+                )
+
+    def check_patches(self, what: str) -> None:
+        """Raise UnsupportedModelError if single patches of a frame cannot be left out.
+
+        Args:
+            what: who wants that, e.g. ``"tome reduces patches"``.
+        """
+        if self.patch_grid is None:
+            raise UnsupportedModelError(
+                f"{what} inside the vision encoder, which is not possible in "
+                f"{type(self.inner).__name__}"
+            )
 
     @property
     def tokens_per_frame(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from earlytom.files import atomic_write
+from earlytom.files import write_text
 from earlytom.tiny.questions import TYPES
 
 _HEAD = """---
@@ -60,7 +60,7 @@ def write_card(folder: Path, notes: str = "") -> None:
     curve = folder / "learning_curve.json"
     if curve.is_file():
         parts.append(_curve(json.loads(curve.read_text())))
-    atomic_write(folder / "README.md", lambda p: p.write_text("\n".join(parts)))
+    write_text(folder / "README.md", "\n".join(parts))
 
 
 def _percent(value: float) -> str:

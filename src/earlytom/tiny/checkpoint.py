@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from earlytom.errors import ConfigError
-from earlytom.files import atomic_write
+from earlytom.files import atomic_write, write_text
 
 
 def save_json(path: Path, data: Any) -> None:
     """Write ``data`` as indented JSON, atomically."""
-    atomic_write(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n"))
+    write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

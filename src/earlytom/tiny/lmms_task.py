@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from earlytom.errors import ConfigError, VideoError
-from earlytom.files import atomic_write
+from earlytom.files import write_text
 from earlytom.tiny.clips import write_video
 
 TASK = "earlytom_tiny"
@@ -121,4 +121,4 @@ def _of_many_types(questions: list[dict[str, Any]], limit: int, shift: int) -> l
 
 
 def _write(path: Path, text: str) -> None:
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)

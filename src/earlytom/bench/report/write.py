@@ -11,7 +11,7 @@ from earlytom.bench.report.markdown import render_markdown
 from earlytom.bench.report.plots import draw_plots
 from earlytom.bench.report.summary import Summary
 from earlytom.errors import ConfigError
-from earlytom.files import atomic_write
+from earlytom.files import write_text
 
 FORMATS = ("json", "markdown", "plots", "html")
 
@@ -38,5 +38,5 @@ def write_report(summary: Summary, out: Path, formats: Sequence[str] = FORMATS) 
         names = [p.name for p in pictures if p.suffix == ".png"]
         pages["report.md"] = render_markdown(summary, names)
     for name, page in pages.items():
-        atomic_write(out / name, lambda path, page=page: path.write_text(page, encoding="utf-8"))  # type: ignore[misc]
+        write_text(out / name, page)
     return sorted([*(out / name for name in pages), *pictures])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from earlytom.errors import ResultError
-from earlytom.files import atomic_write
+from earlytom.files import write_text
 
 SCHEMA = 1
 Job = tuple[str, float]  # candidate, retention ratio
@@ -79,7 +79,7 @@ class Ledger:
         }
         data = {"schema": SCHEMA, "fingerprint": self.fingerprint, "trials": trials}
         text = json.dumps(data, allow_nan=False) + "\n"
-        atomic_write(self.path, lambda p: p.write_text(text, encoding="utf-8"))
+        write_text(self.path, text)
 
     def trials(self, part: str, job: Job, clips: int) -> list[Trial]:
         """Return the trials of a job on the first ``clips`` clips of one part of the file."""

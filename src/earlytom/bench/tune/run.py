@@ -35,9 +35,10 @@ from earlytom.bench.tune.search import (
     search,
 )
 from earlytom.bench.tune.space import Settings, Space, built_in_space, check_names
+from earlytom.checks import check_ratio
 from earlytom.errors import ConfigError, EarlyTomError
-from earlytom.files import atomic_write
-from earlytom.method import Method, check_ratio
+from earlytom.files import write_text
+from earlytom.method import Method
 from earlytom.models import find_adapter
 from earlytom.registry import load_method, method_class
 from earlytom.tiny import weights_path
@@ -183,7 +184,7 @@ def tune(
         },
     }
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    atomic_write(out / RESULT, lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(out / RESULT, text)
     chosen.save(out)
     return result
 

@@ -7,8 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from earlytom.checks import check_choice, check_count, check_flag
 from earlytom.errors import ConfigError
-from earlytom.method import Method, check_choice, check_count
+from earlytom.method import Method
 from earlytom.methods import EarlyTom, load_method, method_class
 from earlytom.methods.earlytom_presets import MODELS
 from earlytom.video import Sampling
@@ -57,8 +58,7 @@ class Options:
         check_choice("layout", self.layout, LAYOUTS)
         check_count("batch_size", self.batch_size)
         for name in ("images_as_video", "skip_unreadable"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         Sampling(self.frames, self.fps, self.max_frames)
 
 

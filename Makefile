@@ -1,6 +1,8 @@
 # make demo         set up .venv with pinned versions and show what the package does
 # make test         the same with test tools, then lint, types and the default test tier
-# make test-oldest  the default test tier on the oldest supported transformers
+# make test-oldest  the tests that meet transformers, on its oldest supported version
+# make bench-cpu    speed on this machine's CPU: the shipped model, 0.5B with random weights, decisions
+# make bench-gpu    speed on a CUDA device; needs only torch, transformers and triton
 # make test-lmms    one lmms-eval run with and without compression, in a venv of its own (.lmms)
 PYTHON ?= python3
 VENV   := .venv
@@ -8,13 +10,16 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install -qq
 STAMPS := $(VENV)/.stamps
 OLDEST := .oldest
+OLDEST_TESTS := tests/hf tests/packed tests/pipeline tests/integrations tests/tiny tests/cli \
+	tests/bench/speed tests/bench/test_flops.py tests/bench/test_flops_families.py \
+	tests/bench/test_answering.py tests/test_models_page.py tests/test_compose.py tests/test_plugins.py
 LMMS   := .lmms
 TORCH  := $(shell grep -E '^torch==' requirements/base.txt)
 
-.PHONY: help demo test test-oldest test-lmms lint setup clean
+.PHONY: help demo test test-oldest test-lmms bench-cpu bench-gpu lint setup clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -6
 
 demo: $(STAMPS)/base
 	$(VENV)/bin/earlytom demo
@@ -24,10 +29,20 @@ test: lint
 
 test-oldest: $(OLDEST)/.stamp
 	PYTHONPATH=$(OLDEST) $(PY) -c "import transformers; print('transformers', transformers.__version__)"
-	PYTHONPATH=$(OLDEST) $(PY) -m pytest -q -n auto
+	PYTHONPATH=$(OLDEST) $(PY) -m pytest -q -n auto $(OLDEST_TESTS)
 
 test-lmms: $(LMMS)/.stamp
 	$(LMMS)/bin/python -m pytest -q -m slow tests/integrations/test_lmms_run.py
+
+# about 15 minutes on two idle cores; other work on the machine spoils the times
+bench-cpu: $(STAMPS)/base
+	$(VENV)/bin/earlytom bench --methods earlytom,earlytom-official,afterimage,visionzip,holitom --repeats 15 --out results
+	$(VENV)/bin/earlytom bench --arch llava-onevision-0.5b --frames 16 --ratios 0.25,0.1 --methods earlytom,afterimage --dtype bfloat16 --repeats 3 --new-tokens 4 --out results
+	$(PY) benchmarks/decision.py --out results
+
+# in whatever environment there is: nothing is installed
+bench-gpu:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --out results
 
 lint: $(STAMPS)/test
 	$(PY) -m ruff check --extend-exclude $(OLDEST),$(LMMS) .

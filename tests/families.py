@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from earlytom.method import Method
 from earlytom.models import use_llava_video_layout
 
 PAD, BOS, EOS, IMAGE, VIDEO = 0, 1, 127, 101, 102
@@ -25,6 +26,9 @@ class Family:
     tokens_per_frame: int = 9
 
     newlines_per_video: int = 1
+    core: bool = True  # False: takes other inputs than LLaVA-OneVision
+    whole_matrix: bool = False  # False: only some methods run on it in the default tier
+    ties: tuple[str, ...] = ()  # methods whose decisions here hang on rounding
 
     def model(self, dtype: torch.dtype = torch.float32, attn: str = "sdpa") -> nn.Module:
         model = build_llava_onevision(dtype, attn)
@@ -36,9 +40,27 @@ class Family:
         width = self.frames * self.tokens_per_frame + self.newlines_per_video
         return llava_inputs(prompts, seed=seed, video_tokens=width, **kw)
 
+    def refuses(self, method: Method) -> bool:
+        """Whether the layout of the model rules a method out."""
+        return False
+
+    def videos(self, inputs: dict[str, Any]) -> int:
+        """Videos among ``inputs``."""
+        return len(inputs["pixel_values_videos"])
+
+    def longer(self, inputs: dict[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+        """``inputs`` with the prompts ``ids``, which go on behind those of ``inputs``."""
+        more = torch.ones(len(ids), ids.shape[1] - inputs["input_ids"].shape[1], dtype=torch.long)
+        mask = torch.cat([inputs["attention_mask"], more], 1)
+        return {**inputs, "input_ids": ids, "attention_mask": mask}
+
+    def row_alone(self, inputs: dict[str, Any], row: int, videos: list[int]) -> dict[str, Any]:
+        """Inputs of one row of a batch."""
+        return row_alone(inputs, row, videos)
+
 
 FAMILIES = [
-    Family("llava_onevision"),
+    Family("llava_onevision", whole_matrix=True),
     Family("llava_video", tokens_per_frame=4, newlines_per_video=FRAMES * 2),
 ]
 
@@ -124,31 +146,11 @@ def llava_inputs(
     left: bool = True,
     video_tokens: int = FRAMES * 9 + 1,
 ) -> dict[str, Any]:
-    """Prompts are lists like ``["t5", "v", "t3", "i"]``: text of n tokens, video, image."""
+    """Inputs of LLaVA-OneVision, see :func:`fill_prompts`."""
     g = torch.Generator().manual_seed(seed)
-    rows, videos, images = [], 0, 0
-    for prompt in prompts:
-        row = [BOS]
-        for part in prompt:
-            if part == "v":
-                row += [VIDEO] * video_tokens
-                videos += 1
-            elif part == "i":
-                row += [IMAGE] * (25 + 25 + 5)
-                images += 1
-            else:
-                row += torch.randint(2, 100, (int(part[1:]),), generator=g).tolist()
-        rows.append(row)
-    width = max(map(len, rows))
-    pad = [[PAD] * (width - len(r)) for r in rows]
-    zero = [[0] * (width - len(r)) for r in rows]
-    one = [[1] * len(r) for r in rows]
-    joined = zip(pad, zero, rows, one, strict=True)
-    both = [(p + r, z + o) if left else (r + p, o + z) for p, z, r, o in joined]
-    out: dict[str, Any] = {
-        "input_ids": torch.tensor([ids for ids, _ in both]),
-        "attention_mask": torch.tensor([mask for _, mask in both]),
-    }
+    parts = {"v": [VIDEO] * video_tokens, "i": [IMAGE] * (25 + 25 + 5)}
+    out, counts = fill_prompts(prompts, parts, g, left)
+    videos, images = counts["v"], counts["i"]
     if videos:
         pixels = [smooth_video(frames, 70, g) for _ in range(videos)]
         out["pixel_values_videos"] = torch.stack(pixels).to(dtype)
@@ -157,6 +159,36 @@ def llava_inputs(
         out["image_sizes"] = torch.tensor([[70, 70]] * images)
         out["batch_num_images"] = torch.tensor([1] * images)
     return out
+
+
+def fill_prompts(
+    prompts: Sequence[Sequence[str]],
+    parts: Mapping[str, Sequence[int]],
+    generator: torch.Generator,
+    left: bool = True,
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Return ``input_ids`` and ``attention_mask`` padded on one side, and how often each part was.
+
+    Prompts are lists like ``["t5", "v", "t3", "i"]``: text of n tokens, or a part by its name.
+    """
+    rows, counts = [], dict.fromkeys(parts, 0)
+    for prompt in prompts:
+        row = [BOS]
+        for part in prompt:
+            if part in parts:
+                row += parts[part]
+                counts[part] += 1
+            else:
+                row += torch.randint(2, 100, (int(part[1:]),), generator=generator).tolist()
+        rows.append(row)
+    width = max(map(len, rows))
+    pad = [[PAD] * (width - len(r)) for r in rows]
+    zero = [[0] * (width - len(r)) for r in rows]
+    one = [[1] * len(r) for r in rows]
+    joined = zip(pad, zero, rows, one, strict=True)
+    both = [(p + r, z + o) if left else (r + p, o + z) for p, z, r, o in joined]
+    ids, mask = (torch.tensor(rows) for rows in zip(*both, strict=True))
+    return {"input_ids": ids, "attention_mask": mask}, counts
 
 
 PROMPTS: dict[str, list[list[str]]] = {

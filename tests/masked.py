@@ -6,6 +6,7 @@ over prompt and answer at once. What the method decided is recorded while it run
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from earlytom.hf.engine import controller_of
 from earlytom.method import Method
+from earlytom.models import find_adapter
 from earlytom.stages import InnerMerge, InnerState
 
 
@@ -27,6 +29,7 @@ class Record:
         self.merges: dict[int, list[InnerMerge | None]] = defaultdict(list)
         self.keeps: list[Tensor | None] = []
         self.embeddings: Tensor | None = None
+        self.position: Tensor | None = None
         kind = type(method)
         merge, keep = kind.merge_inner, kind.decode_keep
 
@@ -43,6 +46,26 @@ class Record:
         patch.setattr(kind, "merge_inner", merge_inner)
         patch.setattr(kind, "decode_keep", decode_keep)
 
+    def watch_positions(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Pre-hook of the language model: positions of the prompt, of one axis or three."""
+        if self.position is None:
+            given = kwargs["position_ids"]
+            given = given[-3:] if given.dim() == 3 else given
+            batch = len(kwargs["inputs_embeds"])
+            self.position = given.expand(*given.shape[:-2], batch, -1).clone()
+            self.deep = self._deepstack(kwargs)
+
+    def _deepstack(self, kwargs: Any) -> list[list[Tensor]]:
+        """What early layers add to the columns: per layer and row ``[columns, dim]``."""
+        visual, found = kwargs.get("visual_pos_masks"), []
+        if visual is None:
+            return []
+        for features in kwargs["deepstack_visual_embeds"]:
+            added = torch.zeros(*visual.shape, features.shape[-1])
+            added[visual] = features
+            found.append(list(added))
+        return found
+
     def watch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Pre-hook of decoder layer 0; put on behind the engine's own."""
         if self.embeddings is not None:
@@ -50,7 +73,6 @@ class Record:
         controller: Any = controller_of(self.model)
         step = controller.prompt.step
         self.embeddings = (args[0] if args else kwargs["hidden_states"]).clone()
-        self.position = kwargs["position_ids"].expand(len(self.embeddings), -1).clone()
         mask = None if step is None else step.mask
         if mask is None:  # nothing was compacted
             self.counts = [self.embeddings.shape[1]] * len(self.embeddings)
@@ -69,12 +91,14 @@ class Record:
             answer: ``[new - 1]`` tokens that were decoded and fed back.
         """
         assert self.embeddings is not None
-        language: Any = self.model.model.language_model  # type: ignore[union-attr]
+        language: Any = find_adapter(self.model).language_model
         n = self.counts[row]
-        prompt, position = self.embeddings[row, -n:], self.position[row, -n:]
+        assert self.position is not None
+        prompt, position = self.embeddings[row, -n:], self.position[..., row, -n:]
         x = torch.cat([prompt, self.model.get_input_embeddings()(answer)])  # type: ignore[operator]
         total, new = len(x), len(answer)
-        position = torch.cat([position, position[-1] + 1 + torch.arange(new)])
+        behind = position[..., -1:] + 1 + torch.arange(new)
+        position = torch.cat([position, behind], -1)
         alive = torch.ones(total, dtype=torch.bool)
         points = self.method.inner_points(len(language.layers))
         asked = bool(self.visual[row] is not None and self.visual[row].any())  # type: ignore[union-attr]
@@ -103,13 +127,15 @@ class Record:
             if from_layer is not None and i >= from_layer:
                 mask = self._decode_mask(mask, row, n, new)
             states = layer.input_layernorm(x)[None]
-            rope = language.rotary_emb(states, position[None])
+            rope = language.rotary_emb(states, position.unsqueeze(-2))
             bias = torch.zeros(total, total).masked_fill(~mask, torch.finfo(x.dtype).min)
             attended = layer.self_attn(
                 hidden_states=states, position_embeddings=rope, attention_mask=bias[None, None]
             )[0][0]
             x = act((i, True), x + attended)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
+            if i < len(self.deep):
+                x = torch.cat([x[:n] + self.deep[i][row][-n:], x[n:]])
         out: Tensor = self.model.lm_head(language.norm(x))[n - 1 :]  # type: ignore[operator]
         return out
 
@@ -149,5 +175,8 @@ def check(model: nn.Module, record: Record, out: Any, width: int) -> None:
 def recorded(model: nn.Module, method: Method, patch: pytest.MonkeyPatch) -> tuple[Record, Any]:
     """Put a recorder on ``model``, whose method is on already; returns it and its hook."""
     record = Record(model, method, patch)
-    first: Any = model.model.language_model.layers[0]  # type: ignore[union-attr,index]
-    return record, first.register_forward_pre_hook(record.watch, with_kwargs=True)
+    language: Any = find_adapter(model).language_model
+    hooks = contextlib.ExitStack()
+    for module, hook in ((language, record.watch_positions), (language.layers[0], record.watch)):
+        hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+    return record, hooks

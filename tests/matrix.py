@@ -1,7 +1,7 @@
 """The shared matrix: every method here runs on every family, dtype and prompt shape.
 
 A new method joins with one row in ``METHODS``, a new family with one entry in
-``tests.families.FAMILIES``.
+``tests.families.FAMILIES`` or beside it (``core=False``).
 """
 
 from __future__ import annotations
@@ -37,6 +37,24 @@ from earlytom.methods import (
 from tests.toys import TOYS
 from tests.toys_patches import PATCH_TOYS
 
+# one method per kind of stage, for families that do not run all of them in the default tier
+REPRESENTATIVE = (
+    "earlytom-budget",
+    "earlytom-official",
+    "afterimage",
+    "tome",
+    "visionzip",
+    "evs",
+    "fastv",
+    "framefusion",
+    "holitom",
+    "dycoke-decode",
+    "toy-merge_last_layer",
+    "toy-inner",
+    "toy-patches-restored",
+    "compose-earlytom-holitom",
+)
+FEW_PROMPTS = ("one_video", "batch_mixed", "image_only")  # likewise
 OFFICIAL = EarlyTom(
     policy="official", merge_layers=(1, 3), retention_ratio=0.25, tau=0.5, max_window=6
 )
@@ -51,6 +69,7 @@ METHODS: dict[str, Method] = {
         fuse="average",
         positions="respace",
     ),
+    "earlytom-embeddings": EarlyTom(retention_ratio=0.25, merge_layers=(-1, 2)),
     "earlytom-official": OFFICIAL,
     "earlytom-official-inner": EarlyTom(
         policy="official", merge_layers=(1, 3), retention_ratio=0.3, inner_merge_layer=2

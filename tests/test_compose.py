@@ -61,6 +61,7 @@ def answering(stage: str) -> Method:
 ENCODER = [
     "merge_points",
     "merge_frames",
+    "fixed_merges",
     "finish_frames",
     "reduce_layers",
     "reduce_place",
@@ -89,6 +90,7 @@ TOKENS = [
     "token_budget",
     "selects_tokens",
     "weighs_tokens",
+    "asked_positions",
     "resolved_positions",
     "score_layer",
 ]

@@ -22,7 +22,7 @@ from earlytom.errors import (
 
 if TYPE_CHECKING:
     from earlytom.compose import Compose
-    from earlytom.hf.api import active_method, compress, last_report, restore
+    from earlytom.hf.api import active_method, compile, compress, last_report, restore
     from earlytom.method import Method, list_methods, load_method, register_method
     from earlytom.methods import EarlyTom
     from earlytom.report import Report
@@ -39,6 +39,7 @@ __all__ = [
     "VideoError",
     "__version__",
     "active_method",
+    "compile",
     "compress",
     "last_report",
     "list_methods",
@@ -55,6 +56,7 @@ _WHERE = {
     "load_method": "earlytom.methods",
     "register_method": "earlytom.method",
     "active_method": "earlytom.hf.api",
+    "compile": "earlytom.hf.api",
     "compress": "earlytom.hf.api",
     "restore": "earlytom.hf.api",
     "last_report": "earlytom.hf.api",

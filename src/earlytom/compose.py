@@ -24,6 +24,7 @@ from earlytom.stages import (
 )
 
 if TYPE_CHECKING:
+    from earlytom.ops.device_plan import FixedMerge
     from earlytom.ops.plan import MergePlan
 
 STAGES = ("encoder", "tokens", "inner")
@@ -127,12 +128,20 @@ class Compose(Method):
         """Return the budget that ``encoder`` reduces patches to."""
         return self.encoder.patch_budget(n_frames, tokens_per_frame)
 
+    @property
+    def asked_positions(self) -> str:
+        """What was asked for here, or of the stage that decides."""
+        return self._places.asked_positions if self.positions == "auto" else self.positions
+
     def resolved_positions(self) -> str:
         """Return ``positions`` with ``auto`` replaced by what the stages do."""
-        if self.positions != "auto":
-            return self.positions
+        return self._places.resolved_positions() if self.positions == "auto" else self.positions
+
+    @property
+    def _places(self) -> Method:
+        """The part whose positions count."""
         decides = self.selects_tokens or self.tokens.positions != "auto"
-        return (self.tokens if decides else self.encoder).resolved_positions()
+        return self.tokens if decides else self.encoder
 
     # ------------------------------------------------------------------ encoder
     def merge_points(self, n_layers: int) -> tuple[int, ...]:
@@ -144,6 +153,12 @@ class Compose(Method):
     ) -> MergePlan | None:
         """Merge frames as ``encoder`` does."""
         return self._merger.merge_frames(hidden, state, point, tokens_per_frame)
+
+    def fixed_merges(
+        self, n_frames: int, tokens_per_frame: int, n_layers: int
+    ) -> tuple[FixedMerge, ...] | None:
+        """Return the merges of ``encoder`` for a compiled encoder."""
+        return self._merger.fixed_merges(n_frames, tokens_per_frame, n_layers)
 
     def finish_frames(self, hidden: Tensor, state: VideoState, point: int) -> None:
         """Let ``encoder`` look at the merged frames."""

@@ -34,6 +34,7 @@ from earlytom.stages import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from earlytom.ops.device_plan import FixedMerge
     from earlytom.ops.plan import MergePlan
 
 POSITIONS = ("auto", "renumber", "keep", "respace")
@@ -89,12 +90,20 @@ class Method:
         """Whether exactly ``token_budget(T, S)`` tokens are kept, known before the video is."""
         return False
 
+    @property
+    def asked_positions(self) -> str:
+        """What the user asked for; ``auto`` leaves it to the method and the model."""
+        return self.positions
+
     def resolved_positions(self) -> str:
         """Return ``positions`` with ``auto`` replaced by the method's own default."""
         return "renumber" if self.positions == "auto" else self.positions
 
     def merge_points(self, n_layers: int) -> tuple[int, ...]:
-        """Layers (0-based, ascending) of an ``n_layers`` encoder after which frames are merged."""
+        """Layers (0-based, ascending) of an ``n_layers`` encoder after which frames are merged.
+
+        -1 stands for the patch embeddings.
+        """
         return ()
 
     def score_layer(self, n_layers: int) -> int | None:
@@ -145,6 +154,23 @@ class Method:
 
     def finish_frames(self, hidden: Tensor, state: VideoState, point: int) -> None:
         """Look at the merged frames ``[N, patches, dim]`` after point ``point``; may set groups."""
+
+    def fixed_merges(
+        self, n_frames: int, tokens_per_frame: int, n_layers: int
+    ) -> tuple[FixedMerge, ...] | None:
+        """Return stage I in a form that a compiled encoder can run, one entry per merge point.
+
+        Decisions must be those of :meth:`merge_frames`; :meth:`finish_frames` is not called.
+
+        Args:
+            n_frames: frames of the video.
+            tokens_per_frame: tokens ``S`` of a frame after pooling.
+            n_layers: encoder layers whose output reaches the projector.
+
+        Returns:
+            None if how many frames are left depends on what the video shows.
+        """
+        return None if self.merge_points(n_layers) else ()
 
     # ------------------------------------------------------------------ patches in the encoder
     def reduce_layers(self, n_layers: int) -> tuple[int, ...]:

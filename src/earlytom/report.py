@@ -17,7 +17,7 @@ class VideoReport:
 
     Attributes:
         frames_in: frames given to the vision encoder.
-        merge_layers: encoder layers after which frames were merged.
+        merge_layers: encoder layers after which frames were merged, -1 for the patch embeddings.
         frames_per_merge_point: frames left after each of those layers.
         tokens_in: visual tokens that the uncompressed model would feed the language model,
             newline tokens excluded.

@@ -11,6 +11,9 @@ from torch import Tensor
 from earlytom.ops.plan import MergePlan
 
 Groups = tuple[tuple[int, int], ...]
+EMBEDDINGS = -1  # merge point behind the patch embeddings, in front of encoder layer 0
+Grid = tuple[int, int]
+Shape = tuple[int, Grid]  # frames of a video, (height, width) of the tokens of each
 
 
 @dataclass
@@ -30,6 +33,9 @@ class VideoState:
         n_layers: depth of the encoder, None where it is not known.
         vectors: ``[frames present, dim]`` output of the attention-pooling head, or None.
         probe: ``[frames present, patches]`` float32 attention of that head's probe, or None.
+        grid: (height, width) of the tokens of a frame behind the projector, None where it is not
+            known.
+        deep: per deepstack layer passed, its features ``[frames present, tokens, dim]``.
     """
 
     n_input: int
@@ -43,16 +49,26 @@ class VideoState:
     n_layers: int | None = None
     vectors: Tensor | None = None
     probe: Tensor | None = None
+    grid: Grid | None = None
+    deep: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def start(cls, n_input: int, n_layers: int | None = None) -> VideoState:
+    def start(
+        cls, n_input: int, n_layers: int | None = None, grid: Grid | None = None
+    ) -> VideoState:
         """State of a video of ``n_input`` frames before the first encoder layer."""
-        return cls(n_input, tuple(range(n_input)), (1,) * n_input, n_layers=n_layers)
+        return cls(n_input, tuple(range(n_input)), (1,) * n_input, n_layers=n_layers, grid=grid)
 
     @property
     def n_frames(self) -> int:
         """Frames present now."""
         return len(self.first)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of a frame behind the projector; ``grid`` must be known."""
+        assert self.grid is not None
+        return self.grid[0] * self.grid[1]
 
     def apply(self, plan: MergePlan, layer: int) -> None:
         """Record ``plan`` as applied after encoder layer ``layer`` and merge the signals alike."""
@@ -64,6 +80,7 @@ class VideoState:
             signal = getattr(self, name)
             if signal is not None:
                 setattr(self, name, plan.apply(signal))
+        self.deep = [plan.apply(x) for x in self.deep]
 
 
 @dataclass

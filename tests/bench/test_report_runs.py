@@ -3,7 +3,8 @@ import json
 import pytest
 
 from earlytom.bench.contenders import Entry
-from earlytom.bench.records import Outcome, Task, environment, save_done, save_unreachable
+from earlytom.bench.environment import environment
+from earlytom.bench.records import Outcome, Task, save_done, save_unreachable
 from earlytom.bench.report import load_runs
 from earlytom.bench.suite import build_split
 from earlytom.errors import ResultError

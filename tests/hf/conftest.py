@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import earlytom
+from earlytom.hf.compiled import CompiledTower
 
 TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
 
@@ -39,4 +40,26 @@ def host_copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 depth[0] -= 1
 
         monkeypatch.setattr(torch.Tensor, name, spy)
+    return calls
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """No compiled graphs of other tests in the compiler's caches, and none left behind."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(frames, videos) of every call that the compiled encoder took."""
+    calls: list[tuple[int, int]] = []
+    original = CompiledTower._for
+
+    def spy(self: Any, frames: int, videos: int) -> Any:
+        calls.append((frames, videos))
+        return original(self, frames, videos)
+
+    monkeypatch.setattr(CompiledTower, "_for", spy)
     return calls

@@ -47,7 +47,7 @@ def test_not_a_method(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("method", "match"),
     [
-        (Toy(merge_layers=(1, 6)), r"encoder layer 6 .* 0\.\.5"),
+        (Toy(merge_layers=(1, 6)), r"encoder layer 6 .* -1\.\.5"),
         (Toy(score=6), r"encoder layer 6 .* 0\.\.5"),
         (Toy(inner=4), r"inner layer 4 .* 1\.\.3"),
         (Toy(inner=0), r"inner layer 0 .* 1\.\.3"),

@@ -53,7 +53,8 @@ def reference(model: Any, family: Family, inputs: dict[str, Any]) -> Tensor:
     columns = (~x[:, 0].isnan()).nonzero().flatten()
     adapter = find_adapter(model)
     frames = adapter.frame_counts(inputs)
-    layout = VideoLayout.of(adapter, [adapter.placeholder_count([t]) for t in frames], frames)
+    shapes = [(t, adapter.grid) for t in frames]
+    layout = VideoLayout.of(adapter, [adapter.placeholder_count([t]) for t in frames], shapes)
     patch, _ = layout.spread(inputs["input_ids"] == VIDEO)
     tokens = (patch[0, columns] >= 0).nonzero().flatten()
     per_video = len(range(0, family.frames * family.tokens_per_frame, 3))
@@ -160,3 +161,16 @@ def test_mask_by_hand() -> None:
     mask = weighted_mask(bias, real, 1, 2, 4, torch.float32)
     low = torch.finfo(torch.float32).min
     assert mask.tolist() == [[[[low, 0.5, low, low], [low, 0.5, 0.0, low]]]]
+
+
+def test_copies_of_a_prompt_with_two_videos_have_their_weights(
+    family: Family, model: nn.Module
+) -> None:
+    if not hasattr(model, "_prepare_multimodal_encoder_kwargs_for_generation"):
+        pytest.skip("transformers before 5.18 mixes up the videos of such copies")
+    inputs = family.inputs(PROMPTS["batch_mixed"])
+    kw: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
+    with Weighted()(model):
+        one = generate(model, inputs, **kw).logits[0]
+        many = generate(model, inputs, do_sample=True, num_return_sequences=2, **kw).logits[0]
+    torch.testing.assert_close(many, one.repeat_interleave(2, 0), atol=2e-5, rtol=1e-4)

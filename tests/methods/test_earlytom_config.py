@@ -25,7 +25,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"fuse": "first", "policy": "official"}, "fuse"),
     ({"merge_layers": (4, 1)}, "ascending"),
     ({"merge_layers": (1, 1)}, "ascending"),
-    ({"merge_layers": (-1, 1)}, "merge_layers"),
+    ({"merge_layers": (-2, 1)}, "merge_layers"),
     ({"merge_layers": [1, 4]}, "merge_layers"),
     ({"merge_layers": (1.0,)}, "merge_layers"),
     ({"worst_share": 0.0}, "worst_share"),
@@ -116,8 +116,19 @@ def test_automatic_merge_points(policy: str, n_layers: int, points: tuple[int, .
     assert EarlyTom(policy=policy).merge_points(n_layers) == points
 
 
+def test_the_patch_embeddings_are_a_merge_point() -> None:
+    method = EarlyTom(merge_layers=(-1, 4), encoder_budget=0.3, selection="global")
+    assert method.merge_points(12) == (-1, 4)
+    first, last = method.frame_counts(16, 49, 12)
+    assert (5 * first + 7 * last) / (12 * 16) <= 0.3
+    assert method.score_layer(12) == 4
+    assert EarlyTom(merge_layers=(-1,), selection="global").score_layer(12) == 11
+    with pytest.raises(ConfigError, match="merge_layers must be a tuple of integers >= -1"):
+        EarlyTom(merge_layers=(-2, 4))
+
+
 def test_merge_points_are_checked_against_the_depth() -> None:
-    with pytest.raises(ConfigError, match=r"12 usable layers \(allowed: 0..11\)"):
+    with pytest.raises(ConfigError, match=r"12 usable layers \(allowed: -1 for .*, 0..11\)"):
         EarlyTom(policy="official", merge_layers=(3, 12)).merge_points(12)
     with pytest.raises(ConfigError, match=r"encoder_budget 0\.5 cannot be met"):
         EarlyTom(encoder_budget=0.5, merge_layers=(5, 7)).merge_points(12)

@@ -10,6 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from earlytom.video import decode, pyav
+
 
 def picture(i: int, size: tuple[int, int] = (64, 48)) -> np.ndarray:
     """Frame ``i`` [H, W, 3]: four vertical bars of grey spell ``i`` in base 8."""
@@ -104,3 +106,15 @@ def rotate(path: Path, matrix: tuple[int, int, int, int]) -> Path:
         data[at + 4 * k : at + 4 * k + 4] = int(value).to_bytes(4, "big", signed=True)
     path.write_bytes(bytes(data))
     return path
+
+
+def one_thread(monkeypatch) -> None:
+    """Decode with one thread: ffmpeg's threads do not conceal damage the same way every time."""
+
+    class Reader(decode.FrameReader):
+        def _restart(self) -> None:
+            if not self.stream.codec_context.is_open:
+                self.stream.thread_type = "NONE"
+            super()._restart()
+
+    monkeypatch.setattr(pyav, "FrameReader", Reader)

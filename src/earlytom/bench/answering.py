@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import resource
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +20,7 @@ from earlytom.bench.flops import (
     llm_flops,
     prompt_work,
 )
+from earlytom.bench.memory import forget_peak, peak_rss
 from earlytom.bench.records import Outcome
 from earlytom.bench.replay import Replay
 from earlytom.bench.suite import SuiteClip
@@ -36,8 +34,6 @@ from earlytom.tiny.vocabulary import ASSISTANT_ID, PAD_ID, USER_ID, VIDEO_ID, en
 from earlytom.tiny.world import IMAGE_SIZE
 
 _PIXELS = ("pixel_values_videos", "pixel_values")
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -139,12 +135,12 @@ class Examiner:
         """
         with self.replay.paused(), _on(method, self.model):
             clock = _Clock(self.adapter.inner)
-            _forget_peak()
+            forget_peak()
             start = perf_counter()
             with clock.on():
                 self._ask_all(self.pixels, self.rows[:1])
             total = perf_counter() - start
-            return clock.seconds, total - clock.seconds, _peak_rss()
+            return clock.seconds, total - clock.seconds, peak_rss()
 
     # ------------------------------------------------------------------ operations
     def _encoder_flops(
@@ -311,21 +307,3 @@ class _Clock:
 
         with _instead(self.inner, features):
             yield
-
-
-def _forget_peak() -> None:
-    """Start the peak memory anew, where the system can (Linux)."""
-    try:
-        _CLEAR.write_text("5")
-    except OSError:
-        return
-
-
-def _peak_rss() -> float:
-    """Largest resident memory since then (elsewhere: of the process), in MiB."""
-    try:
-        lines = _STATUS.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (1 << 20 if sys.platform == "darwin" else 1024)
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from earlytom.errors import ConfigError
+from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.method import Method
 from earlytom.registry import list_methods, load_method, method_class
 
@@ -112,7 +112,7 @@ class Entry:
         method: the method, None for the full model or where the ratio cannot be reached.
         name: registered name of the method, None for the full model.
         note: a remark on how the ratio is meant.
-        error: why the ratio cannot be reached, or None.
+        error: why the ratio cannot be reached or the model not be used, or None.
     """
 
     label: str
@@ -138,6 +138,8 @@ def entry(contender: Contender, ratio: float, positions: str, model: Any, depth:
 
     try:
         return Entry(label, ratio, fitting(), name)
+    except UnsupportedModelError as e:
+        return Entry(label, ratio, None, name, error=str(e))
     except ConfigError as e:
         error = str(e)
     if "budget" in {f.name for f in dataclasses.fields(method_class(name))}:

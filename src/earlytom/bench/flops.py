@@ -15,9 +15,12 @@ from typing import Any
 
 from torch import nn
 
+from earlytom.errors import UnsupportedModelError
 from earlytom.method import Method
 from earlytom.models.base import Adapter
+from earlytom.models.packed import PackedTower
 from earlytom.report import Report, VideoReport
+from earlytom.stages import EMBEDDINGS, Grid
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,11 @@ class EncoderWork:
 
     Attributes:
         frames: frames given to it.
-        patches: patches of a frame at its input.
-        layers: work of every layer.
+        patches: patches of a frame at its input, class tokens not counted.
+        layers: work of every layer, class tokens included.
         projected: rows that the projector gets.
         scored: layer whose received attention is computed once more, or None.
+        deep: rows that every projector of middle layers gets (deepstack).
     """
 
     frames: int
@@ -59,10 +63,15 @@ class EncoderWork:
     layers: tuple[LayerWork, ...]
     projected: int
     scored: int | None = None
+    deep: tuple[int, ...] = ()
 
 
 def encoder_work(
-    adapter: Adapter, frames: int, method: Method | None = None, report: VideoReport | None = None
+    adapter: Adapter,
+    frames: int,
+    method: Method | None = None,
+    report: VideoReport | None = None,
+    grid: Grid | None = None,
 ) -> EncoderWork:
     """Return what the encoder runs on for a video of ``frames`` frames.
 
@@ -71,36 +80,75 @@ def encoder_work(
         frames: input frames.
         method: the method on it, None without one.
         report: what it did to this video.
+        grid: of the tokens of a frame, where it differs from video to video.
+
+    Raises:
+        UnsupportedModelError: an encoder that this form does not describe, or no grid.
     """
-    assert adapter.patch_grid is not None
+    if isinstance(adapter, PackedTower):
+        return _packed_work(adapter, frames, grid or adapter.grid, method, report)
+    if adapter.patch_grid is None:
+        raise UnsupportedModelError(
+            f"no closed form for the operations of {type(adapter.inner).__name__}: its frames are "
+            "no rows of patches"
+        )
     n_layers, usable = len(adapter.layers), adapter.usable_layers
+    classes = adapter.class_tokens
     full = patches = math.prod(adapter.patch_grid)
     if method is None or report is None:
-        work = (LayerWork(frames, full, full),) * n_layers
-        return EncoderWork(frames, full, work, frames * full)
+        work = (LayerWork(frames, classes + full, classes + full),) * n_layers
+        return EncoderWork(frames, full, work, frames * adapter.projector_rows(full, full))
     coarse = method.encoder_grid(adapter.grid)
     if coarse is not None:
-        full = patches = 4 * coarse[0] * coarse[1]
+        full = patches = math.prod(adapter.encoder_grid(coarse))
     merged = dict(zip(report.merge_layers, report.frames_per_merge_point, strict=True))
     reduced = dict(report.patch_reductions)
     rebuilt = set(method.rebuild_layers(usable)) if reduced else set()
-    layers, present, passed = [], frames, False
+    layers, present, passed = [], merged.get(EMBEDDINGS, frames), False
     for i in range(n_layers):
         left = reduced.get(i, patches)
         attention = left if method.reduce_place == "input" else patches
         mlp = patches if method.reduce_place == "output" else left
-        if i in rebuilt and passed:
+        before = i in reduced and method.reduce_place == "input"
+        if i in rebuilt and (passed or before):
             attention = full
         if report.reuse is not None and i >= report.reuse[0]:
             _, fresh, queries = report.reuse
-            layers.append(LayerWork(1, fresh, fresh, queries * full))
+            fresh += classes * frames
+            layers.append(LayerWork(1, fresh, fresh, queries * (classes + full)))
             continue
-        layers.append(LayerWork(present, attention, mlp))
+        layers.append(LayerWork(present, classes + attention, classes + mlp))
         patches, passed = left, passed or i in reduced
-        present = merged.get(i, present)
+        if i + 1 < usable:
+            present = merged.get(i, present)
+    present = merged.get(usable - 1, present)  # in front of the projector
     if passed and method.restore_grid():
         patches = full
-    return EncoderWork(frames, full, tuple(layers), present * patches, method.score_layer(usable))
+    projected = present * adapter.projector_rows(patches, full)
+    return EncoderWork(frames, full, tuple(layers), projected, method.score_layer(usable))
+
+
+def _packed_work(
+    adapter: PackedTower,
+    frames: int,
+    grid: Grid,
+    method: Method | None,
+    report: VideoReport | None,
+) -> EncoderWork:
+    """Packed towers attend inside the segments of a frame and only ever lose whole frames."""
+    merged = {}
+    if report is not None:
+        merged = dict(zip(report.merge_layers, report.frames_per_merge_point, strict=True))
+    patches, tokens = adapter.frame_patches(grid), grid[0] * grid[1]
+    layers, deep, present = [], [], merged.get(EMBEDDINGS, frames)
+    for i in range(len(adapter.layers)):
+        pairs = sum(n**2 for n in adapter.segments(grid, i))
+        layers.append(LayerWork(present, patches, patches, pairs))
+        if i in adapter.deep_layers:
+            deep.append(present * tokens)
+        present = merged.get(i, present)
+    scored = None if method is None or report is None else method.score_layer(adapter.usable_layers)
+    return EncoderWork(frames, patches, tuple(layers), present * tokens, scored, tuple(deep))
 
 
 def prompt_work(
@@ -127,8 +175,7 @@ def prompt_work(
 
 def encoder_flops(adapter: Adapter, work: EncoderWork) -> tuple[float, float]:
     """Return the operations (encoder, projector) of one video."""
-    config: Any = adapter.inner.config.vision_config  # type: ignore[union-attr]
-    width = int(config.hidden_size)
+    width = adapter.encoder_width
     total = 2 * _weights(adapter.embeddings()) * work.frames * work.patches
     for layer, done in zip(adapter.layers, work.layers, strict=True):
         parts = adapter.attention(layer), adapter.mlp(layer)
@@ -139,6 +186,8 @@ def encoder_flops(adapter: Adapter, work: EncoderWork) -> tuple[float, float]:
     if adapter.pooling_head is not None:
         total += _head_flops(adapter.pooling_head, work.layers[-1], width)
     projector = 2 * sum(_weights(p) for p in adapter.projectors) * work.projected
+    for module, rows in zip(adapter.deep_projectors, work.deep, strict=True):
+        projector += 2 * _weights(module) * rows
     return float(total), float(projector)
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from earlytom._version import __version__
 from earlytom.bench.contenders import FULL, Entry
 from earlytom.bench.suite import SuiteClip
 from earlytom.files import write_text
@@ -155,8 +152,8 @@ def save_done(
         },
         "flops": total | {"total": sum(total.values())},
         "time": {
-            "encode_s": _quartiles([t[0] for t in timed]),
-            "answer_s": _quartiles([t[1] for t in timed]),
+            "encode_s": quartiles([t[0] for t in timed]),
+            "answer_s": quartiles([t[1] for t in timed]),
             "timed_clips": len(timed),
             "wall_s": sum(o.seconds for o in outcomes),
         },
@@ -194,7 +191,8 @@ def _by_type(kind: Sequence[str], values: Sequence[int]) -> dict[str, float]:
     return {k: right[k] / n for k, n in asked.items()}
 
 
-def _quartiles(values: Sequence[float]) -> dict[str, float] | None:
+def quartiles(values: Sequence[float]) -> dict[str, float] | None:
+    """Return ``median``, ``q1`` and ``q3``, None without values."""
     if not values:
         return None
     q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
@@ -204,45 +202,3 @@ def _quartiles(values: Sequence[float]) -> dict[str, float] | None:
 def _write(path: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, allow_nan=False) + "\n"
     write_text(path, text)
-
-
-def environment(threads: int, dtype: str, attention: str) -> dict[str, Any]:
-    """Return what measured numbers depend on: machine, versions, settings."""
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "earlytom": __version__,
-        "commit": _commit(),
-        "cpu": _cpu(),
-        "device": "cpu",
-        "threads": threads,
-        "dtype": dtype,
-        "attention": attention,
-    }
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that this file is tracked in, None without one."""
-    here = Path(__file__).resolve()
-    git = ["git", "-C", str(here.parent)]
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True,
-                       capture_output=True, timeout=10)  # fmt: skip
-        done = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True,
-                              capture_output=True, text=True, timeout=10)  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

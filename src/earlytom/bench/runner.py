@@ -11,6 +11,7 @@ from typing import Any
 
 from earlytom.bench import records
 from earlytom.bench.contenders import FULL, Entry, contenders, entry
+from earlytom.bench.environment import environment
 from earlytom.bench.journal import Journal
 from earlytom.bench.records import Task
 from earlytom.bench.suite import SPLITS, SuiteClip, build_split
@@ -105,7 +106,7 @@ def compare(plan: Plan, progress: Progress = lambda *_: None) -> Result:
     _check_tiny(model, folder)
     about["parameters"] = sum(p.numel() for p in model.parameters())
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    around = records.environment(1, dtype, str(model.config._attn_implementation))
+    around = environment(1, dtype, str(model.config._attn_implementation))
     entries = [Entry(FULL, 1.0, None), *_entries(plan, model)]
     del model
     result = Result()

@@ -10,8 +10,10 @@ import typer
 from earlytom._version import __version__
 from earlytom.cli import tiny
 from earlytom.cli.ask import ask
+from earlytom.cli.bench import bench
 from earlytom.cli.demo import demo
 from earlytom.cli.eval import evaluate
+from earlytom.cli.inspect import inspect
 from earlytom.cli.methods import methods
 from earlytom.cli.report import report
 from earlytom.cli.tune import tune
@@ -27,8 +29,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(ask)
+app.command()(bench)
 app.command()(demo)
 app.command("eval")(evaluate)
+app.command()(inspect)
 app.command()(methods)
 app.command()(report)
 app.command()(tune)

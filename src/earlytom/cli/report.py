@@ -37,10 +37,18 @@ def report(
     html: Annotated[bool, typer.Option("--html/--no-html", help="Write leaderboard.html.")] = True,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Compare the runs of a benchmark: report.md, pictures, leaderboard.html, summary.json."""
+    """Compare the runs of a benchmark: report.md, pictures, leaderboard.html, summary.json.
+
+    Results of `earlytom bench --out` in the same folder become speed.md and pictures.
+    """
     from earlytom.bench.report import FORMATS, Summary, load_runs, summarise, write_report
     from earlytom.bench.report import text as said
+    from earlytom.bench.report.speed import load_speed, write_speed
 
+    speed = load_speed(folder)
+    if speed and not (folder / "runs").is_dir():
+        files = [str(p) for p in write_speed(speed, folder if out is None else out, None, plots)]
+        return emit({"files": files}) if as_json else typer.echo("\n".join(files))
     runs, skipped = load_runs(folder, skip_bad=skip_bad)
     summary: Summary = summarise(
         runs,
@@ -55,6 +63,7 @@ def report(
     written = write_report(
         summary, folder if out is None else out, [f for f in FORMATS if f not in unwanted]
     )
+    written += write_speed(speed, folder if out is None else out, summary, plots)
     if as_json:
         return emit({**summary.to_dict(), "files": [str(p) for p in written]})
     for warning in summary.warnings:

@@ -1,17 +1,26 @@
-"""Public verbs: ``compress``, ``restore``, ``with method(model)`` and ``last_report``."""
+"""Public verbs: ``compress``, ``compile``, ``restore``, ``last_report``, ``with method(model)``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 from earlytom.errors import ConfigError
 from earlytom.hf import engine
+from earlytom.hf.compiled import CompileSettings
 from earlytom.method import Method
 from earlytom.report import Report
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Everything(Method):
+    """Keeps all tokens: the uncompressed model with a compiled encoder."""
+
+    name: ClassVar[str] = "uncompressed"
 
 
 def compress(model: T, method: Method) -> T:
@@ -32,6 +41,55 @@ def compress(model: T, method: Method) -> T:
     return model
 
 
+def compile(
+    model: T,
+    method: Method | None = None,
+    frames: int | Sequence[int] = 16,
+    *,
+    backend: str | Callable[..., Any] = "inductor",
+    mode: str | None = None,
+) -> T:
+    """Put ``method`` on ``model`` as :func:`compress` does, with a compiled vision encoder.
+
+    Between pixels and projector a video of ``frames`` frames then runs as one compiled graph,
+    frame merging included; the host waits once, for the plans. Other numbers of frames, images
+    and unusual calls (training mode, all hidden states, hooks of your own inside the encoder) run
+    as with :func:`compress`; a line at level DEBUG says why. Compilation happens at the first call
+    with so many frames and videos. :func:`restore` takes everything off, and so does the next
+    :func:`compress` or :func:`compile`; ``with other(model): ...`` keeps the graphs for later.
+
+    Decisions are made with the same arithmetic as in :func:`compress`; with backend ``eager`` the
+    results are equal bit for bit, other backends round differently. ``hidden_states`` of
+    ``get_video_features`` holds only the layer that the projector reads, ``last_hidden_state`` is
+    None.
+
+    Args:
+        model: as for :func:`compress`, with a SigLIP tower on one device.
+        method: None: nothing is removed. ``EarlyTom`` with policy ``budget`` and any selection
+            but ``decoupled``, a method that acts behind the encoder only, or a ``Compose`` of such.
+        frames: number of frames of a video to compile for, or several. Every number of videos in a
+            call gets a graph of its own.
+        backend: of ``torch.compile``.
+        mode: of ``torch.compile``; ``reduce-overhead`` replays the encoder as a CUDA graph.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnsupportedModelError: not a video model of a supported family, or not an encoder whose
+            layers can be called one by one.
+        ConfigError: the method does not fit the model or cannot run with fixed shapes, or a bad
+            ``frames``, ``backend`` or ``mode``.
+        BudgetError: the method cannot meet its budget with so many frames.
+    """
+    if method is not None and not isinstance(method, Method):
+        raise ConfigError(f"expected a method such as EarlyTom(...), got {type(method).__name__}")
+    counts = tuple(frames) if isinstance(frames, Sequence) else (frames,)
+    settings = CompileSettings(counts, backend, mode)
+    engine.attach(model, _Everything(retention_ratio=1.0) if method is None else method, settings)
+    return model
+
+
 def restore(model: T) -> T:
     """Take the method off ``model``: outputs are bit-equal to before ``compress``."""
     engine.detach(model)
@@ -48,7 +106,7 @@ def compressed(model: T, method: Method) -> Iterator[T]:
     finally:
         restore(model)
         if previous is not None:
-            compress(model, previous.method)
+            engine.put_on(model, previous)  # compiled graphs included
 
 
 def active_method(model: Any) -> Method | None:

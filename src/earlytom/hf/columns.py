@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from earlytom.models.base import Adapter
+from earlytom.stages import Shape
 
 NOT_VISUAL, NEWLINE = -1, -2
 
@@ -28,19 +29,18 @@ class VideoLayout:
     rows: list[int]
 
     @classmethod
-    def of(cls, adapter: Adapter, rows: list[int], frames: list[int] | None) -> VideoLayout:
+    def of(cls, adapter: Adapter, rows: list[int], shapes: list[Shape | None]) -> VideoLayout:
         """Layout of videos that have so many placeholder ``rows`` each.
 
         Args:
             adapter: knows where newline tokens stand.
             rows: placeholders of every video.
-            frames: frames of every video; None: found from ``rows``.
+            shapes: of every video; None: found from ``rows``, where all frames are of one size.
         """
         parts: list[Tensor] = []
-        known: dict[tuple[int, int | None], tuple[Tensor, int]] = {}
+        known: dict[tuple[int, Shape | None], tuple[Tensor, int]] = {}
         seen = 0
-        for v, count in enumerate(rows):
-            key = count, None if frames is None else frames[v]
+        for key in zip(rows, shapes, strict=True):
             if key not in known:
                 known[key] = _one_video(adapter, *key)
             part, n_frames = known[key]
@@ -72,12 +72,13 @@ class VideoLayout:
         )
 
 
-def _one_video(adapter: Adapter, rows: int, frames: int | None) -> tuple[Tensor, int]:
+def _one_video(adapter: Adapter, rows: int, shape: Shape | None) -> tuple[Tensor, int]:
     """Return the table ``[3, rows]`` of one video and its number of frames."""
-    size = adapter.tokens_per_frame
-    frames = _frames_of(adapter, rows) if frames is None else frames
+    grid = adapter.grid if shape is None else shape[1]
+    size = grid[0] * grid[1]
+    frames = _frames_of(adapter, rows) if shape is None else shape[0]
     place = torch.arange(rows)
-    if frames is None or adapter.placeholder_count([frames]) != rows:
+    if frames is None or adapter.video_placeholders(frames, grid) != rows:
         # a part of a video (chunked prefill): where its newlines are is not known
         return torch.stack([place % size, place // size, place * 0]), -(-rows // size)
     cells = adapter.take_tokens(place[:, None], frames)[..., 0]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from earlytom.clock import spanned
 from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.hf.cache import DecodeColumns
 from earlytom.hf.hooks import hidden_states
@@ -58,6 +59,7 @@ class DecodeSide:
         self._cache = self._hidden = self._mask = None
 
     # ------------------------------------------------------------------ hooks
+    @spanned("decode")
     def capture(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, module: nn.Module
     ) -> None:
@@ -81,6 +83,7 @@ class DecodeSide:
                     hidden[b].index_copy_(0, columns, ~keep.to(rows.device))
             self._hidden = hidden
 
+    @spanned("decode")
     def before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of a decoder layer from ``layer - 1`` on."""
         if index < self.layer:

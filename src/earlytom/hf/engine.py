@@ -16,8 +16,12 @@ import torch
 from torch import nn
 
 from earlytom.errors import ConfigError, UnsupportedModelError
+from earlytom.hf.compiled import CompiledTower, CompileSettings
 from earlytom.hf.decoding import DecodeSide
+from earlytom.hf.image_frames import ImageSide
 from earlytom.hf.inner import InnerSide
+from earlytom.hf.packed import PackedVisionSide
+from earlytom.hf.positions import positions_of
 from earlytom.hf.probe import Probe, takes_bias
 from earlytom.hf.prompt import PromptSide
 from earlytom.hf.vision import VisionSide
@@ -25,7 +29,9 @@ from earlytom.hf.weights import TokenWeights
 from earlytom.method import Method
 from earlytom.models import find_adapter, unwrap
 from earlytom.models.base import Adapter
+from earlytom.models.image_frames import ImageFrames
 from earlytom.report import Report
+from earlytom.stages import EMBEDDINGS
 
 logger = logging.getLogger(__name__)
 CONTROLLER = "_earlytom"
@@ -35,30 +41,44 @@ _LAST: weakref.WeakKeyDictionary[nn.Module, Report] = weakref.WeakKeyDictionary(
 class Controller:
     """Runs ``method`` on one live model.
 
+    Args:
+        adapter: the model.
+        method: the method.
+        settings: how its vision encoder is compiled, None: not at all.
+
     Raises:
-        ConfigError: the method names layers that the model does not have.
+        ConfigError: the method names layers that the model does not have, or cannot be compiled.
         UnsupportedModelError: the model's layout rules the method out.
     """
 
-    def __init__(self, adapter: Adapter, method: Method) -> None:
+    def __init__(
+        self, adapter: Adapter, method: Method, settings: CompileSettings | None = None
+    ) -> None:
         self.adapter = adapter
         self.method = method
         weights = self._weights()
-        self.vision = VisionSide(adapter, method, weights)
+        side = PackedVisionSide if adapter.packed else VisionSide
+        self.vision: VisionSide = side(adapter, method, weights)
         depth = len(adapter.decoder_layers)
         points, decode = method.inner_points(depth), method.decode_layer(depth)
         self.prompt = PromptSide(
             adapter,
-            method.resolved_positions() == "renumber",
+            positions_of(adapter, method) == "renumber",
             bool(points),
             decode is not None,
             weights,
         )
+        self.prompt.shapes = self.vision.shapes
+        self.images: ImageSide | None = None
+        if isinstance(adapter, ImageFrames):
+            self.images = ImageSide(adapter, self.vision, self._new_videos)
+            self.prompt.find_videos = self.images.before_model
         self.inner = InnerSide(adapter, self.prompt, method, points) if points else None
         self.decoding = None if decode is None else DecodeSide(adapter, self.prompt, method, decode)
         if self.inner is not None:
             self.prompt.first = self.inner.at_embeddings
         self._check()
+        self.compiled = None if settings is None else CompiledTower(self.vision, settings)
         self._handles: list[Any] = []
         self._probes: list[Probe] = []
         self._own_features: Any = None
@@ -75,7 +95,7 @@ class Controller:
         return None
 
     def _check(self) -> None:
-        self.adapter.check_encoder_layers(self.vision.points)
+        self.adapter.check_encoder_layers(self.vision.points, first=EMBEDDINGS)
         if self.vision.score_layer is not None:
             self.adapter.check_encoder_layers([self.vision.score_layer])
         if self.inner is None and self.decoding is None:
@@ -103,8 +123,10 @@ class Controller:
     def _install(self) -> None:
         adapter, vision, prompt = self.adapter, self.vision, self.prompt
         after = {p + 1 for p in vision.points}
+        if adapter.packed and after:  # what layers get besides states follows the frames left
+            after = set(range(min(after), len(adapter.layers)))
         for i, layer in enumerate(adapter.layers):
-            if i in after:
+            if i in after and i < adapter.usable_layers:  # later layers are not read
                 self._before(layer, functools.partial(vision.before_layer, i))
         self._probes += vision.reuse.probes(vision.sinks())
         if vision.reuse.layer is not None:
@@ -113,9 +135,14 @@ class Controller:
         head = adapter.pooling_head if self.method.needs_head() else None
         if head is not None:
             self._handles.append(head.register_forward_hook(vision.capture_head, with_kwargs=True))
+        self._before(adapter.entry, vision.before_projector)
+        if adapter.pooler is not None and vision.patches.active:
+            self._handles.append(adapter.pooler.register_forward_hook(vision.patches.after_pooler))
         for projector in adapter.projectors:
-            self._before(projector, vision.before_projector)
             self._handles.append(projector.register_forward_hook(vision.after_projector))
+        if isinstance(vision, PackedVisionSide):
+            for projector in adapter.deep_projectors:
+                self._handles.append(projector.register_forward_hook(vision.after_deep))
         self._before(adapter.inner, prompt.before_model)
         self._before(adapter.language_model, prompt.before_language_model)
         if self.inner is not None:
@@ -132,9 +159,12 @@ class Controller:
         )
         inner = adapter.inner
         # an instance may already carry an override of its own (a LLaVA-Video layout)
-        self._own_features = inner.__dict__.get("get_video_features")
+        name = adapter.features_name
+        self._own_features = inner.__dict__.get(name)
         object.__setattr__(inner, CONTROLLER, self)
-        object.__setattr__(inner, "get_video_features", _VideoFeatures(inner, self))
+        object.__setattr__(inner, name, _VideoFeatures(inner, self))
+        if self.compiled is not None:
+            self.compiled.install()
 
     def remove(self) -> None:
         """Detach everything; the model is bit-identical to before."""
@@ -144,11 +174,13 @@ class Controller:
             probe.remove()
         self._handles.clear()
         self._probes.clear()
+        if self.compiled is not None:
+            self.compiled.remove()
         attributes = self.adapter.inner.__dict__
         if attributes.pop(CONTROLLER, None) is not None:
-            del attributes["get_video_features"]
+            del attributes[self.adapter.features_name]
             if self._own_features is not None:
-                attributes["get_video_features"] = self._own_features
+                attributes[self.adapter.features_name] = self._own_features
 
     # ------------------------------------------------------------------ reports
     def report(self) -> Report:
@@ -161,8 +193,12 @@ class Controller:
     def new_report(self) -> None:
         """Start the report of a new call."""
         _LAST[self.adapter.inner] = Report(
-            self.method.name, self.method.retention_ratio, self.method.resolved_positions()
+            self.method.name, self.method.retention_ratio, self.vision.positions
         )
+
+    def _new_videos(self) -> None:
+        self.new_report()
+        self.report().videos = self.vision.reports
 
     def _after_language_model(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         step = self.prompt.step
@@ -180,19 +216,23 @@ class Controller:
 
 
 class _VideoFeatures:
-    """Stands in for ``inner.get_video_features`` (same signature) while a method is on."""
+    """Stands in for ``get_video_features`` (same signature) while a method is on.
+
+    Of a model without it, for ``get_image_features``.
+    """
 
     def __init__(self, inner: nn.Module, controller: Controller) -> None:
-        original: Any = inner.get_video_features
+        original: Any = getattr(inner, controller.adapter.features_name)
         self._original = original
         self._controller = controller
         functools.update_wrapper(self, original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         controller = self._controller
+        if controller.images is not None:
+            return controller.images.call(self._original, args, kwargs)
         output = controller.vision.run(self._original, args, kwargs)
-        controller.new_report()
-        controller.report().videos = controller.vision.reports
+        controller._new_videos()
         return output
 
 
@@ -205,10 +245,19 @@ def controller_of(model: Any) -> Controller | None:
     return None
 
 
-def attach(model: Any, method: Method) -> Controller:
-    """Put ``method`` on ``model``; a method that is on already is replaced."""
-    adapter = find_adapter(model)
-    controller = Controller(adapter, method)
+def attach(model: Any, method: Method, settings: CompileSettings | None = None) -> None:
+    """Put ``method`` on ``model``; a method that is on already is replaced.
+
+    Args:
+        model: what holds a supported model.
+        method: what to put on.
+        settings: how its vision encoder is compiled, None: not at all.
+    """
+    put_on(model, Controller(find_adapter(model), method, settings))
+
+
+def put_on(model: Any, controller: Controller) -> None:
+    """Put a controller of this ``model`` on, instead of the one that is on."""
     previous = controller_of(model)
     if previous is not None:
         previous.remove()
@@ -219,8 +268,7 @@ def attach(model: Any, method: Method) -> Controller:
             previous.install()
         raise
     _forget_compiled(model)
-    logger.debug("%s is on %s", method.name, type(adapter.inner).__name__)
-    return controller
+    logger.debug("%s is on %s", controller.method.name, type(controller.adapter.inner).__name__)
 
 
 def detach(model: Any) -> None:

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from earlytom.clock import spanned
 from earlytom.errors import UnsupportedModelError
 from earlytom.hf.cache import InnerColumns, expand_batch, is_static
 from earlytom.hf.columns import VideoColumns
+from earlytom.hf.deepstack import METHOD as DEEPSTACK
+from earlytom.hf.deepstack import DeepstackRegion
 from earlytom.hf.hooks import hidden_states, with_hidden_states
 from earlytom.hf.inner_masks import Behind, extend, whole_buffer
 from earlytom.hf.points import check_points, source_layer
@@ -59,6 +62,11 @@ class InnerSide:
             if i in self._front and points[self._front[i]].attention == "own"
         }
         self._rotary: Any = getattr(adapter.language_model, "rotary_emb", None)
+        if self.renumber and adapter.position_axes > 1:
+            raise UnsupportedModelError(
+                f"{method.name} renumbers positions inside the language model; the positions of "
+                f"{type(adapter.inner).__name__} have {adapter.position_axes} axes and must be kept"
+            )
         if self.renumber and self._rotary is None:
             raise UnsupportedModelError("positions inside this model cannot be renumbered")
         self.finish()
@@ -88,6 +96,8 @@ class InnerSide:
 
     def install(self, handles: list[Any]) -> None:
         """Put the hooks on."""
+        if hasattr(self.adapter.language_model, DEEPSTACK):
+            handles.append(DeepstackRegion(self.adapter.language_model, self._present))
         for i, layer in enumerate(self.adapter.decoder_layers):
             if i >= self.points[0].layer:
                 hook = functools.partial(self.before_layer, i)
@@ -100,7 +110,11 @@ class InnerSide:
                 # first, so that whoever records hidden states sees the columns left
                 handles.append(layer.register_forward_hook(self.after_layer, prepend=True))
 
+    def _present(self) -> Region | None:
+        return None if self.prefill is None else self.prefill.region
+
     # ------------------------------------------------------------------ hooks
+    @spanned("inner")
     def capture(
         self,
         layer: int,
@@ -132,6 +146,7 @@ class InnerSide:
         prefill.region = Region(None, mask, counts)  # these are the columns of layer 0
         return Embeddings(x, entry.index.gather(1, rows), mask, counts)
 
+    @spanned("inner")
     def before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of a decoder layer: act in front of it, give it the columns left."""
         step = self.prompt.step
@@ -157,6 +172,7 @@ class InnerSide:
         }
         return with_hidden_states(args, kwargs, hidden)
 
+    @spanned("inner")
     def before_mlp(self, index: int, module: nn.Module, args: Any) -> Any:
         """Pre-hook of the second norm: act between attention and MLP."""
         if self.prefill is None:
@@ -167,6 +183,7 @@ class InnerSide:
         self._kept = hidden
         return (hidden, *args[1:])
 
+    @spanned("inner")
     def after_mlp(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """Put the output aside; the layer adds zeros to what it has."""
         if self._kept is None:
@@ -174,6 +191,7 @@ class InnerSide:
         self._output, self._kept = self._kept + output, None
         return output.new_zeros(1, 1, 1)
 
+    @spanned("inner")
     def after_layer(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Return what was put aside."""
         done, self._output = self._output, None
@@ -272,11 +290,14 @@ class InnerSide:
     def _rope(self, point: int, hidden: Tensor) -> Rope | None:
         """Cos and sin ``[batch, w, d]`` in front of ``point``, None if not one-dimensional."""
         given: Rope | None = self._inputs.get("position_embeddings")
-        if given is None or given[0].dim() != 3:
+        if given is None:
             return None
         behind = self._behind.get(point - 1)
         if behind is not None:
             given = behind.rope(given, hidden, self._rotary)
+        given = self.adapter.flat_rope(given)
+        if given[0].dim() != 3:
+            return None
         cos, sin = (x.to(hidden.device).expand(hidden.shape[0], -1, -1) for x in given)
         return cos, sin
 

@@ -9,18 +9,21 @@ returns the sum that was put aside.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from earlytom.clock import spanned
 from earlytom.errors import UnsupportedModelError
 from earlytom.ops.cells import gather_rows, home_patches
 
 if TYPE_CHECKING:
     from earlytom.hf.patches import PatchSide
 
+_INTERPOLATE = "interpolate_pos_encoding"
 _INPUTS = ("hidden_states", "attention_mask")  # an encoder layer's arguments by position
 
 
@@ -52,10 +55,11 @@ class PatchHooks:
                 pre(layer, self.before_layer, i)
             if inside:
                 pre(side.adapter.second_norm(layer), self.before_norm, i)
-                post(side.adapter.mlp(layer), self.after_mlp)
+                post(side.adapter.mlp(layer), self.after_mlp, layer)
             if inside or (reduces and side.place == "output"):
                 post(layer, self.after_layer, i)
 
+    @spanned("patches")
     def before_embeddings(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of the patch embeddings: frames of lower resolution."""
         side = self.side
@@ -63,13 +67,16 @@ class PatchHooks:
             return None
         assert side.coarse is not None
         pixels = args[0] if args else kwargs["pixel_values"]
-        size = [2 * n * side.adapter.patch_size for n in side.coarse]
+        grid = side.adapter.encoder_grid(side.coarse)
+        size = [n * side.adapter.patch_size for n in grid]
         small = nn.functional.interpolate(
             pixels.float(), size=size, mode="bilinear", antialias=True
         ).to(pixels.dtype)
-        kwargs = {**kwargs, "interpolate_pos_encoding": True}
+        if _INTERPOLATE in inspect.signature(module.forward).parameters:  # others do it anyway
+            kwargs = {**kwargs, _INTERPOLATE: True}
         return ((small,), kwargs) if args else ((), {**kwargs, "pixel_values": small})
 
+    @spanned("patches")
     def before_layer(self, index: int, module: Any, args: Any, kwargs: Any) -> Any:
         """Pre-hook of an encoder layer: reduce, rebuild or weigh what it gets."""
         side, call = self.side, self.side.call
@@ -81,21 +88,28 @@ class PatchHooks:
                 "checkpointing of the vision encoder off"
             )
         inputs = {**dict(zip(_INPUTS, args, strict=False)), **kwargs}
-        hidden = inputs["hidden_states"]
+        hidden, classes = inputs["hidden_states"], side.adapter.class_tokens
         if side.place == "input" and index in side.layers:
             hidden = side.reduce(index, hidden)
         if call.passed and index in side.rebuild:
-            call.back = torch.cat([home_patches(v.owner, v.n_tokens) for v in call.videos])
-            hidden = side.restored(hidden)
+            back = torch.cat([home_patches(v.owner, v.n_tokens) for v in call.videos])
+            if classes:
+                own = torch.arange(classes, device=back.device).expand(len(back), -1)
+                back = torch.cat([own, back + classes], 1)
+            call.back = back
+            hidden = side.restored(hidden, classes)
         elif call.passed and side.proportional:
             side.check_attention(module)
             size = torch.cat([v.size for v in call.videos]).to(hidden.device)
+            if classes:
+                size = nn.functional.pad(size, (classes, 0), value=1.0)
             bias = size.log().to(hidden.dtype)[:, None, None, :]
             mask = inputs.get("attention_mask")
             inputs["attention_mask"] = bias if mask is None else mask + bias
         inputs["hidden_states"] = hidden
         return (*(inputs.pop(k) for k in _INPUTS[: len(args)]), *args[2:]), inputs
 
+    @spanned("patches")
     def before_norm(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of the norm between attention and MLP: pass on the tokens that are left."""
         side, call = self.side, self.side.call
@@ -113,14 +127,19 @@ class PatchHooks:
         call.output = hidden.new_zeros(()).expand(hidden.shape)
         return (left, *args[1:]), kwargs
 
-    def after_mlp(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    @spanned("patches")
+    def after_mlp(
+        self, layer: nn.Module, module: nn.Module, args: Any, output: Tensor
+    ) -> Tensor | None:
         """Hook of the MLP: put the layer's result aside and add nothing to the old tokens."""
         call = self.side.call
         if call is None or call.kept is None:
             return None
-        zeros, call.output, call.kept = call.output, call.kept + output, None
+        zeros = call.output
+        call.output, call.kept = self.side.adapter.add_mlp(layer, call.kept, output), None
         return zeros
 
+    @spanned("patches")
     def after_layer(self, index: int, module: nn.Module, args: Any, output: Tensor) -> Any:
         """Hook of an encoder layer: return what was put aside, and reduce behind the layer."""
         side, call = self.side, self.side.call

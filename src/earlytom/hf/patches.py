@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from earlytom.checks import check_ascending, check_choice
+from earlytom.clock import spanned
 from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.hf.patch_hooks import PatchHooks
 from earlytom.hf.placing import place_tokens
@@ -23,9 +24,11 @@ from earlytom.models.base import Adapter
 from earlytom.ops.cells import gather_rows, grid_coordinates, nearest_owner
 from earlytom.ops.tensors import ceil_div
 from earlytom.stages import PatchReduction, PatchState, TokenSelection
+from earlytom.trace import note
 
 PLACES = ("input", "attention", "output")
 SIGNALS = ("query", "key")
+_ANY_GRID = (16, 16)
 
 
 @dataclass
@@ -37,6 +40,7 @@ class PatchCall:
         videos: one state per video, empty before the first layer.
         passed: (layer, tokens per frame left) of every reduction.
         tokens: projected tokens ``[frames, m, dim]`` on their way around pooling, or None.
+        around: tokens on their way around a pooling in front of the projector, or None.
         back: in a rebuilt layer, the patch that stands for each token present.
         kept: inside a layer, the tokens left (attention included).
         output: inside a layer, what it will return.
@@ -46,6 +50,7 @@ class PatchCall:
     videos: list[PatchState] = field(default_factory=list)
     passed: list[tuple[int, int]] = field(default_factory=list)
     tokens: Tensor | None = None
+    around: Tensor | None = None
     back: Tensor | None = None
     kept: Tensor | None = None
     output: Tensor | None = None
@@ -65,7 +70,8 @@ class PatchSide:
         self.layers = method.reduce_layers(adapter.usable_layers)
         self.rebuild = method.rebuild_layers(adapter.usable_layers) if self.layers else ()
         self.place = method.reduce_place
-        self.coarse = method.encoder_grid(adapter.grid)
+        # without a patch grid only whether the resolution is lowered counts: that is refused
+        self.coarse = method.encoder_grid(adapter.grid if adapter.patch_grid else _ANY_GRID)
         self.restore = method.restore_grid()
         self.proportional = bool(self.layers) and method.proportional_attention()
         self.call: PatchCall | None = None
@@ -86,6 +92,13 @@ class PatchSide:
         self.adapter.check_encoder_layers((*self.layers, *self.rebuild))
         if self.method.merge_points(usable):
             raise ConfigError(f"{name} merges frames and reduces patches; only one is possible")
+        if self.adapter.whole_grids:
+            self._check_grids()
+        if self.coarse is not None and not self.adapter.resizable:
+            raise UnsupportedModelError(
+                f"{name} lowers the resolution of frames, for which "
+                f"{type(self.adapter.inner).__name__} has no position embeddings"
+            )
         if self.coarse is not None and (self.layers or self.restore):
             raise ConfigError(f"{name} lowers the resolution; no other reduction goes with that")
         if self.coarse is not None and self.method.score_layer(usable) is not None:
@@ -97,9 +110,28 @@ class PatchSide:
             for i in range(usable):
                 self.check_attention(self.adapter.layers[i])
 
+    def _check_grids(self) -> None:
+        name, kind = self.method.name, type(self.adapter.inner).__name__
+        if self.layers and not self.restore:
+            raise UnsupportedModelError(
+                f"{name} leaves single tokens of a frame, but {kind} joins blocks of patches into "
+                "a token; a method that selects tokens behind it gets the grid back (Compose)"
+            )
+        if self.coarse is not None and self.coarse[0] != self.coarse[1]:
+            high, wide = self.coarse
+            raise UnsupportedModelError(
+                f"{name} lowers the resolution to {high} x {wide} tokens, but {kind} takes square "
+                "frames only; choose another retention_ratio"
+            )
+
     def check_attention(self, layer: nn.Module) -> None:
         """Raise UnsupportedModelError if the attention of ``layer`` cannot weigh its keys."""
         attention = self.adapter.attention(layer)
+        if not self.adapter.masked_layers:
+            raise UnsupportedModelError(
+                f"proportional attention of {self.method.name} needs encoder layers that take an "
+                f"attention mask, which {type(layer).__name__} does not"
+            )
         if not takes_bias(attention):
             raise UnsupportedModelError(
                 f"proportional attention of {self.method.name} needs one of "
@@ -123,6 +155,7 @@ class PatchSide:
         if self.active:
             PatchHooks(self).install(handles)
 
+    @spanned("score")
     def capture(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, module: nn.Module
     ) -> None:
@@ -133,7 +166,7 @@ class PatchSide:
             if signal in self.method.patch_signals():
                 parts = value.detach().split(self.call.frames)
                 for state, part in zip(self._videos(query.device), parts, strict=True):
-                    setattr(state, signal, part)
+                    setattr(state, signal, part[:, :, self.adapter.class_tokens :])
 
     # ------------------------------------------------------------------ states
     def start(self, frames: list[int]) -> None:
@@ -150,7 +183,7 @@ class PatchSide:
             grid = adapter.patch_grid
             assert grid is not None
             if self.coarse is not None:
-                grid = (2 * self.coarse[0], 2 * self.coarse[1])
+                grid = adapter.encoder_grid(self.coarse)
             call.videos = [
                 PatchState.start(t, grid, adapter.usable_layers, wanted, device)
                 for t in call.frames
@@ -169,24 +202,25 @@ class PatchSide:
         return rows.masked_fill((owner < 0).view(*owner.shape, *[1] * (rows.dim() - 2)), 0)
 
     def reduce(self, layer: int, hidden: Tensor) -> Tensor:
-        """Let the method reduce ``[frames, n, dim]`` in ``layer``."""
-        call, name = self.call, self.method.name
+        """Let the method reduce ``[frames, class tokens + n, dim]`` in ``layer``."""
+        call, name, classes = self.call, self.method.name, self.adapter.class_tokens
         assert call is not None
         left, changed = [], False
         parts = self.adapter.split_frames(hidden, call.frames)
         for x, state in zip(parts, self._videos(hidden.device), strict=True):
             state.size, state.owner = state.size.to(x.device), state.owner.to(x.device)
             state.layer, state.point = layer, self.layers.index(layer)
-            done = self.method.reduce_patches(x, state)
+            done = self.method.reduce_patches(x[:, classes:], state)
             state.query = state.key = None
             if done is not None:
-                _check_shapes(name, done, x)
+                _check_shapes(name, done, x[:, classes:])
                 state.apply(done)
-                x, changed = done.hidden.to(x.dtype), True
+                kept = done.hidden.to(x.dtype)
+                x, changed = torch.cat([x[:, :classes], kept], 1) if classes else kept, True
             left.append(x)
         if not changed:
             return hidden
-        counts = sorted({x.shape[1] for x in left})
+        counts = sorted({x.shape[1] - classes for x in left})
         if len(counts) > 1:
             raise ConfigError(
                 f"{name} left {', '.join(map(str, counts))} patches per frame in the videos of "
@@ -195,13 +229,14 @@ class PatchSide:
         call.passed.append((layer, counts[0]))
         return self.adapter.join_frames(left)
 
-    def restored(self, hidden: Tensor) -> Tensor:
-        """Return ``[frames, patches, dim]`` from what is left of them."""
+    def restored(self, hidden: Tensor, classes: int) -> Tensor:
+        """Return ``[frames, classes + patches, dim]`` from the class tokens and what is left."""
         call = self.call
         assert call is not None
         whole = []
         parts = self.adapter.split_frames(hidden, call.frames)
-        for x, state in zip(parts, call.videos, strict=True):
+        for whole_frame, state in zip(parts, call.videos, strict=True):
+            x = whole_frame[:, classes:]
             full = self.method.restore_patches(x, state)
             if full is None:
                 owner = state.owner.to(x.device)
@@ -209,7 +244,8 @@ class PatchSide:
                     places = grid_coordinates(state.grid, x.device)
                     owner = nearest_owner(owner, x.shape[1], places)
                 full = gather_rows(x, owner)
-            whole.append(full.to(x.dtype))
+            full = full.to(x.dtype)
+            whole.append(torch.cat([whole_frame[:, :classes], full], 1) if classes else full)
         return self.adapter.join_frames(whole)
 
     # ------------------------------------------------------------------ behind the encoder
@@ -218,23 +254,48 @@ class PatchSide:
         call = self.call
         if call is None:
             return hidden
-        n = self._videos(hidden.device)[0].n_tokens
+        adapter, grid = self.adapter, self._videos(hidden.device)[0].grid
+        classes = adapter.entry_class_tokens
+        n = self._videos(hidden.device)[0].n_tokens + classes
         if hidden.shape[1] != n:
             raise UnsupportedModelError(
                 f"the projector got {hidden.shape[1]} patches per frame where {n} were expected; "
                 "vision_feature_layer or vision_feature_select_strategy of this call do not fit"
             )
-        return self.restored(hidden) if call.passed and self.restore else hidden
+        if not self._sparse:
+            if not call.passed:
+                return hidden
+            note("restored", owner=call.videos[0].owner, grid=grid)
+            return self.restored(hidden, classes)
+        if adapter.pooler is None:
+            return hidden
+        # around the pooling, which wants a grid; one of lower resolution is pooled here
+        call.around = adapter.pool(hidden, grid) if self.coarse is not None else hidden
+        return hidden.new_zeros(()).expand(hidden.shape[0], adapter.patch_count, hidden.shape[2])
+
+    @property
+    def _sparse(self) -> bool:
+        """Whether tokens of this call stay apart until they are placed."""
+        passed = self.call is not None and bool(self.call.passed)
+        return not self.restore and (passed or self.coarse is not None)
+
+    def after_pooler(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Hook of a module that pools in front of the projector: go on with the tokens left."""
+        call = self.call
+        if call is None or call.around is None:
+            return None
+        tokens, call.around = call.around, None
+        return tokens
 
     def after_projector(self, output: Tensor) -> Tensor | None:
         """Set the projected tokens aside; the model goes on with NaN rows of full resolution."""
-        call, grid = self.call, self.adapter.patch_grid
-        if call is None or grid is None or self.restore:
+        call, classes = self.call, self.adapter.kept_class_tokens
+        if call is None or not self._sparse:
             return None
-        if not call.passed and self.coarse is None:
-            return None
-        call.tokens = output
-        return output.new_full((output.shape[0], grid[0] * grid[1], output.shape[2]), float("nan"))
+        call.tokens = output[:, classes:]
+        shape = output.shape[0], self.adapter.projected, output.shape[2]
+        rows = output.new_full(shape, float("nan"))
+        return torch.cat([output[:, :classes], rows], 1) if classes else rows
 
     def selection(self, video: int) -> TokenSelection | None:
         """Return the tokens left of a video with their cells; None if there is nothing to place."""

@@ -12,6 +12,7 @@ from earlytom.ops.cells import centroids, distinct_cells, gather_rows, grid_coor
 from earlytom.ops.select import mask_index
 from earlytom.ops.tensors import check_finite, to_device
 from earlytom.stages import PatchReduction, PatchState, TokenSelection
+from earlytom.trace import note
 
 
 def place_tokens(
@@ -21,7 +22,8 @@ def place_tokens(
 
     Args:
         tokens: ``[T, m, dim]`` behind the projector.
-        state: what they stand for. A grid of lower resolution is pooled 2x2 first.
+        state: what they stand for. A grid of lower resolution is pooled first, unless the model
+            did that in front of the projector.
         adapter: says where cells are.
         method: says which tokens stay.
 
@@ -32,8 +34,8 @@ def place_tokens(
     device = tokens.device
     state.size, state.owner = state.size.to(device), state.owner.to(device)
     check_finite(tokens)
-    if state.grid != adapter.patch_grid:
-        pooled = _pooled(tokens, state.grid)
+    if state.grid != adapter.patch_grid and adapter.pooling > 1:
+        pooled = _pooled(tokens, state.grid, adapter.pooling)
         state.apply(pooled)
         tokens = pooled.hidden
     (t, m), cells = tokens.shape[:2], adapter.tokens_per_frame
@@ -46,6 +48,7 @@ def place_tokens(
     index = (torch.arange(t, device=device)[:, None] * cells + cell).flatten()
     values = gather_rows(tokens, order).flatten(0, 1)
     keep = method.final_patches(state.size, method.patch_budget(t, cells))
+    note("placed", owner=state.owner, grid=state.grid, keep=keep, order=order, cell=cell)
     if keep is not None:
         stays = torch.zeros(t * m, dtype=torch.bool, device=device)
         stays[keep.to(device)] = True
@@ -54,12 +57,14 @@ def place_tokens(
     return TokenSelection(index, values)
 
 
-def _pooled(x: Tensor, grid: tuple[int, int]) -> PatchReduction:
-    """Average 2x2 patches of ``[T, P, dim]``."""
-    pooled = nn.functional.avg_pool2d(x.unflatten(1, grid).permute(0, 3, 1, 2), 2)
-    row, column = (torch.arange(n, device=x.device) // 2 for n in grid)
-    target = (row[:, None] * (grid[1] // 2) + column).flatten().expand(x.shape[0], -1)
-    return PatchReduction(pooled.flatten(2).transpose(1, 2), target)
+def _pooled(x: Tensor, grid: tuple[int, int], side: int) -> PatchReduction:
+    """Average blocks of ``side`` x ``side`` patches of ``[T, P, dim]``, or take averages as x."""
+    row, column = (torch.arange(n, device=x.device) // side for n in grid)
+    target = (row[:, None] * (grid[1] // side) + column).flatten().expand(x.shape[0], -1)
+    if x.shape[1] == target.shape[1]:
+        x = nn.functional.avg_pool2d(x.unflatten(1, grid).permute(0, 3, 1, 2), side)
+        x = x.flatten(2).transpose(1, 2)
+    return PatchReduction(x, target)
 
 
 def _centres(state: PatchState, adapter: Adapter) -> Tensor:

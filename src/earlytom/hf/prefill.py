@@ -11,6 +11,7 @@ from torch import Tensor
 from earlytom.hf.columns import VideoColumns
 from earlytom.method import Method
 from earlytom.stages import InnerPoint, InnerState
+from earlytom.trace import note
 
 Rope = tuple[Tensor, Tensor]
 Look = Callable[[int, Tensor | None], Tensor | None]
@@ -100,6 +101,12 @@ class Prefill:
         after = width if found is None else found[0].shape[1]
         self.columns.append((self.points[point].layer, width, after))
         self.tokens.append(sum(self.videos.n_tokens))
+        note(
+            "inner",
+            layer=self.points[point].layer,
+            frame=self.videos.frame,
+            patch=self.videos.patch,
+        )
         return found
 
     def _pack(self, hidden: Tensor, kept: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ BIASED = ("sdpa", "eager")  # attention implementations that take a float mask
 
 Sink = Callable[[Tensor, Tensor, Tensor | None, float, nn.Module], None]
 Attend = Callable[[Tensor, Tensor, Tensor], Any]
-Rewire = Callable[[Attend, Tensor, Tensor, Tensor], Any]
+Rewire = Callable[[Attend, Tensor, Tensor, Tensor, float | None], Any]
 
 
 class Probe:
@@ -30,8 +30,9 @@ class Probe:
     Args:
         module: attention module with a ``config``.
         sink: called as ``sink(query, key, mask, scaling, module)`` with ``[batch, heads, n, d]``.
-        rewire: called as ``rewire(attend, query, key, value)`` instead of ``attend(query, key,
-            value)``, the implementation that the model was loaded with; returns what that returns.
+        rewire: called as ``rewire(attend, query, key, value, scaling)`` instead of ``attend(query,
+            key, value)``, the implementation that the model was loaded with; returns what that
+            returns. ``scaling`` is None unless attention is plain ``sdpa``: no mask, no dropout.
     """
 
     def __init__(
@@ -49,8 +50,12 @@ class Probe:
 
     def remove(self) -> None:
         """Give the module its own config back."""
-        object.__setattr__(self.module, "config", self.config)
-        object.__delattr__(self.module, _ATTR)
+        self.remove_from(self.module)
+
+    def remove_from(self, module: nn.Module) -> None:
+        """Give the module, or a copy of it, its own config back."""
+        object.__setattr__(module, "config", self.config)
+        object.__delattr__(module, _ATTR)
 
 
 def probe_of(module: nn.Module) -> Probe | None:
@@ -92,4 +97,9 @@ def _probed_attention(
     def run(q: Tensor, k: Tensor, v: Tensor) -> Any:
         return attend(module, q, k, v, attention_mask, *args, **kwargs)
 
-    return run(query, key, value) if probe.rewire is None else probe.rewire(run, query, key, value)
+    if probe.rewire is None:
+        return run(query, key, value)
+    bare = attention_mask is None and not kwargs.get("dropout") and not args
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
+    plain = bare and not causal and probe.config._attn_implementation == "sdpa"
+    return probe.rewire(run, query, key, value, scaling if plain else None)

@@ -6,12 +6,14 @@ from what the caller passes, so ``generate`` and hand-written loops decode alike
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from earlytom.clock import spanned
 from earlytom.errors import VideoError
 from earlytom.hf.cache import (
     STATE,
@@ -26,10 +28,15 @@ from earlytom.hf.cache import (
     removed_columns,
 )
 from earlytom.hf.columns import VideoColumns, VideoLayout
+from earlytom.hf.deepstack import cut_inputs
+from earlytom.hf.positions import following, kept_positions, on_axes
 from earlytom.hf.steps import Embeddings, First, Step, restore_columns
 from earlytom.hf.weights import TokenWeights, extend, weighted_mask
 from earlytom.models.base import Adapter
+from earlytom.models.image_frames import FrameColumns
+from earlytom.ops.rows import gather_masked
 from earlytom.ops.select import mask_index
+from earlytom.stages import Shape
 
 
 class PromptSide:
@@ -57,12 +64,16 @@ class PromptSide:
         self.weights = weights
         self.decode = decode
         self.first: First | None = None  # sees the embeddings, may drop columns
+        self.shapes: Callable[[list[Tensor]], list[Shape | None]] = lambda rows: [None] * len(rows)
+        # for models that take frames as images: reads the prompt
+        self.find_videos: Callable[[Tensor, dict[str, Any]], FrameColumns | None] | None = None
         self.step: Step | None = None
         self.columns: tuple[int, int] | None = None
         self._visual: Tensor | None = None
         self._layout: VideoLayout | None = None
 
     # ------------------------------------------------------------------ hooks
+    @spanned("assemble")
     def before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Pre-hook of the multimodal model: remember which columns are video placeholders.
 
@@ -70,16 +81,28 @@ class PromptSide:
             VideoError: the prompt's placeholders do not fit the videos.
         """
         ids = kwargs.get("input_ids", args[0] if args else None)
-        self._visual = None if ids is None else ids == self.adapter.video_token_id
-        self._layout = None
-        if self._visual is None:
+        self._visual, self._layout = None, None
+        if ids is None:
             return
+        if self.find_videos is not None:
+            images = self.find_videos(ids, kwargs)
+            if images is not None and self.watched:
+                frames = [n for _, n in images.videos]
+                self._visual = images.visual
+                rows = [self.adapter.placeholder_count([n]) for n in frames]
+                known: list[Shape | None] = [(n, self.adapter.grid) for n in frames]
+                self._layout = VideoLayout.of(self.adapter, rows, known)
+            return
+        self._visual = ids == self.adapter.video_token_id
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("video")  # generate encodes ahead
         if kwargs.get("pixel_values_videos") is not None:
-            frames = self.adapter.frame_counts(kwargs)
-            rows = [self.adapter.placeholder_count([t]) for t in frames]
+            found_shapes = self.adapter.video_shapes(kwargs)
+            rows = [self.adapter.video_placeholders(*shape) for shape in found_shapes]
+            shapes: list[Shape | None] = [*found_shapes]
         elif encoded is not None:
-            frames, rows = None, [len(r) for r in self.adapter.read_features(encoded, [])]
+            videos = self.adapter.read_features(encoded, [])
+            rows = [len(r) for r in videos]
+            shapes = self.shapes(videos) if self.watched else []
         else:
             return
         found, needed = int(self._visual.sum()), sum(rows)
@@ -88,8 +111,9 @@ class PromptSide:
                 f"the prompt holds {found} video placeholder tokens, but its videos need {needed}"
             )
         if self.watched:
-            self._layout = VideoLayout.of(self.adapter, rows, frames)
+            self._layout = VideoLayout.of(self.adapter, rows, shapes)
 
+    @spanned("assemble")
     def before_language_model(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of the language model: compact a prompt, or continue on a compressed cache."""
         self.step = None
@@ -114,6 +138,7 @@ class PromptSide:
         self.step = Step(state, past, length, prompt=False)
         return args, self._continue(dict(kwargs), x, cache, state, past)
 
+    @spanned("assemble")
     def after_language_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Post-hook: restore the caller's ``[batch, length]``, leave the state on the cache."""
         step, self.step = self.step, None
@@ -148,12 +173,14 @@ class PromptSide:
         if visual is not None and layout is not None:
             visual = visual.to(x.device)
             patch, frame = layout.spread(visual)
-            wanted += [visual & valid, (patch >= 0) & valid, patch >= 0]
+            wanted += [visual & valid, (patch >= 0) & valid, patch >= 0, visual]
         counts = torch.stack([w.sum(1) for w in wanted]).tolist()  # one sync
         videos = None
         if visual is not None and layout is not None and sum(counts[4]):
             entered, uncompressed = tuple(counts[3]), tuple(counts[4])
-            bias = None if self.weights is None else self.weights.of(visual, layout.rows)
+            bias = None
+            if self.weights is not None:
+                bias = self.weights.of(visual, layout.rows, counts[5])
             videos = VideoColumns(
                 visual, patch, frame, counts[2], counts[3], entered, uncompressed, bias
             )
@@ -168,10 +195,9 @@ class PromptSide:
         past: int,
         prompt: _Prompt,
     ) -> dict[str, Any]:
-        batch, length, dim = x.shape
+        batch, length, _ = x.shape
         index, mask = compact(prompt.valid, max(prompt.counts))
-        x = x.gather(1, index[..., None].expand(-1, -1, dim))
-        x = x.masked_fill(~mask[..., None], 0)  # 0 * NaN would poison the values of padding
+        x = gather_masked(x, index, mask)  # 0 * NaN would poison the values of padding
         entry = Embeddings(x, index, mask, tuple(prompt.counts))
         videos = prompt.videos
         if videos is not None:
@@ -188,6 +214,7 @@ class PromptSide:
             kwargs.get("position_ids"), index, mask, length, state, past
         )
         offset = removed_columns(cache) if past and not is_static(cache) else 0
+        cut_inputs(kwargs, index, mask)
         kwargs["inputs_embeds"] = x
         kwargs["position_ids"] = position
         kwargs["attention_mask"] = _two_d(full, offset) if padded else None
@@ -269,9 +296,9 @@ class PromptSide:
             else:
                 position = index + start
         else:
-            own = given.to(index.device)[:, -length:]
-            position = own.expand(batch, -1).gather(1, index)
-        return position, position[:, -1:] + 1
+            own = given[..., -length:]
+            position = kept_positions(own, index, self.adapter.position_axes)
+        return on_axes(position, self.adapter.position_axes), following(position)
 
     # ------------------------------------------------------------------ later steps
     def _continue(
@@ -298,7 +325,8 @@ class PromptSide:
             width = cache.layers[0].max_cache_len if is_static(cache) else past + length
             kwargs["attention_mask"] = self._weighted(state.bias, mask, past, x, width)
         ahead = torch.arange(length, device=x.device)[None] + (past - state.anchor)
-        kwargs["position_ids"] = expand_batch(state.next_position, batch) + ahead
+        position = expand_batch(state.next_position, batch) + ahead
+        kwargs["position_ids"] = on_axes(position, self.adapter.position_axes)
         return kwargs
 
 

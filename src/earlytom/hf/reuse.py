@@ -16,13 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from earlytom.clock import span, spanned
 from earlytom.errors import ConfigError
 from earlytom.hf.hooks import hidden_states, with_hidden_states
 from earlytom.hf.probe import Probe, Sink
 from earlytom.method import Method
 from earlytom.models.base import Adapter
+from earlytom.ops.packed import fuses, packed_attention
 from earlytom.ops.select import mask_index
 from earlytom.ops.tensors import to_device
+from earlytom.trace import note
 
 _FILL = 0.75  # frames share one attention call if the smallest has this share of fresh patches
 
@@ -35,6 +38,7 @@ class FreshPatches:
         source: ``[frames, patches]`` int64, row of the packed patches that each patch shows.
         groups: per attention call the frames ``[g]`` and their packed queries ``[g, longest]``.
         place: ``[fresh]`` int64, where the output of every query is among all outputs.
+        starts: ``[frames + 1]`` int64, where packed patches of every frame begin, and their end.
         counts: fresh patches of every frame.
         queries: per frame, how many queries attend for it, padding included.
     """
@@ -42,6 +46,7 @@ class FreshPatches:
     source: Tensor
     groups: list[tuple[Tensor, Tensor]]
     place: Tensor
+    starts: Tensor
     counts: tuple[int, ...]
     queries: tuple[int, ...]
 
@@ -69,35 +74,58 @@ class FreshPatches:
             used += queries.numel()
             groups.append((to_device(members, fresh.device), to_device(queries, fresh.device)))
         place = to_device(place, fresh.device)
-        return cls(source, groups, place, tuple(counts.tolist()), tuple(longest))
+        begin = to_device(torch.cat([starts, counts.sum()[None]]), fresh.device)
+        return cls(source, groups, place, begin, tuple(counts.tolist()), tuple(longest))
 
     def pack(self, hidden: Tensor, fresh: Tensor) -> Tensor:
         """Return the fresh rows of ``[frames, patches, dim]`` as ``[1, fresh, dim]``."""
         index = mask_index(fresh, self.place.numel())
         return hidden.flatten(0, 1).index_select(0, index)[None]
 
-    def unpack(self, packed: Tensor) -> Tensor:
-        """Return ``[frames, patches, dim]`` from ``[1, fresh, dim]``."""
-        source = self.source.to(packed.device)  # layers may be spread over devices
+    def unpack(self, packed: Tensor, cut: int = 0) -> Tensor:
+        """Return ``[frames, patches, dim]`` from ``[1, fresh, dim]``, both without ``cut`` rows."""
+        source = self.source.to(packed.device)[:, cut:] - cut  # layers may be on several devices
         return packed[0].index_select(0, source.flatten()).unflatten(0, source.shape)
 
     def rows(self, packed: Tensor, frames: Tensor | None = None) -> Tensor:
         """Return ``[frames, heads, patches, d]`` from ``[1, heads, fresh, d]``."""
         source = self.source if frames is None else self.source.index_select(0, frames)
-        values = packed[0].index_select(1, source.flatten().to(packed.device))
-        return values.unflatten(1, source.shape).transpose(0, 1)
+        return _take(packed, source)
 
     def attend(
-        self, attend: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor
+        self,
+        attend: Callable[..., Any],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None = None,
     ) -> tuple[Tensor, None]:
-        """Attention of the packed queries ``[1, heads, fresh, d]``: ``[1, fresh, heads, d]``."""
+        """Attention of the packed queries ``[1, heads, fresh, d]``: ``[1, fresh, heads, d]``.
+
+        ``scale`` says that attention is plain, so that a kernel may do it without gathers.
+        """
+        if scale is not None and fuses(query, key, value):
+            source, starts = (x.to(query.device) for x in (self.source, self.starts))
+            return packed_attention(query, key, value, source, starts, scale), None
         outputs = []
         for frames, queries in self.groups:
-            place = queries.flatten().to(query.device)
-            q = query[0].index_select(1, place).unflatten(1, queries.shape)
-            out = attend(q.transpose(0, 1), self.rows(key, frames), self.rows(value, frames))[0]
-            outputs.append(out.flatten(0, 1))
-        return torch.cat(outputs).index_select(0, self.place.to(query.device))[None], None
+            with span("gather"):
+                q = _take(query, queries)
+                k, v = self.rows(key, frames), self.rows(value, frames)
+            outputs.append(attend(q, k, v)[0].flatten(0, 1))
+        with span("gather"):
+            return torch.cat(outputs).index_select(0, self.place.to(query.device))[None], None
+
+
+def _take(packed: Tensor, index: Tensor) -> Tensor:
+    """Return rows ``index [a, b]`` of ``[1, heads, n, d]`` as ``[a, heads, b, d]``.
+
+    All heads of a row lie side by side in memory (projections wrote them so), and are copied whole.
+    """
+    rows = packed[0].transpose(0, 1)
+    heads, width = rows.shape[1:]
+    taken = rows.flatten(1).index_select(0, index.flatten().to(rows.device))
+    return taken.view(*index.shape, heads, width).transpose(1, 2)
 
 
 def _alike(counts: Sequence[int]) -> list[list[int]]:
@@ -152,7 +180,8 @@ class ReuseSide:
             return None
         start = sum(self.frames[:video])
         own = slice(start, start + self.frames[video])
-        return self.layer, sum(self.fresh.counts[own]), sum(self.fresh.queries[own])
+        patches = sum(self.fresh.counts[own]) - self.frames[video] * self.adapter.class_tokens
+        return self.layer, patches, sum(self.fresh.queries[own])
 
     def probes(self, sinks: dict[int, Sink]) -> list[Probe]:
         """Take over the attention of the packed layers, and probe the others in ``sinks``."""
@@ -168,6 +197,7 @@ class ReuseSide:
                 probes.append(Probe(module, sink))
         return probes
 
+    @spanned("fresh")
     def before_layer(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of ``layer``: decide what is fresh, and pack it."""
         if self.frames is None:
@@ -175,22 +205,36 @@ class ReuseSide:
         hidden = hidden_states(args, kwargs)
         usable = self.adapter.usable_layers
         videos = self.adapter.split_frames(hidden.detach(), self.frames)
-        fresh = torch.cat([self.method.fresh_patches(x, usable) for x in videos])
+        classes = self.adapter.class_tokens
+        fresh = torch.cat([self.method.fresh_patches(x[:, classes:], usable) for x in videos])
+        note("fresh", fresh=fresh, grid=self.adapter.patch_grid)
+        if classes:  # always computed
+            fresh = nn.functional.pad(fresh, (classes, 0), value=True)
         self.fresh = FreshPatches.build(fresh)
         return with_hidden_states(args, kwargs, self.fresh.pack(hidden, fresh))
 
-    def restored(self, hidden: Tensor) -> Tensor:
-        """Give every patch of the call the state of its source."""
-        return hidden if self.fresh is None else self.fresh.unpack(hidden)
+    def restored(self, hidden: Tensor, cut: int = 0) -> Tensor:
+        """Give every patch of the call the state of its source.
+
+        Args:
+            hidden: ``[1, fresh, dim]``.
+            cut: class tokens that the model took for those of a frame and left out.
+        """
+        return hidden if self.fresh is None else self.fresh.unpack(hidden, cut)
 
     def attend(
-        self, attend: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor
+        self,
+        attend: Callable[..., Any],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None,
     ) -> tuple[Tensor, Any]:
         """Attention of a packed layer; calls without video stay as they are."""
         if self.fresh is None:
             output: tuple[Tensor, Any] = attend(query, key, value)
             return output
-        return self.fresh.attend(attend, query, key, value)
+        return self.fresh.attend(attend, query, key, value, scale)
 
     def _unpacked(self, sink: Sink) -> Sink:
         """Show ``sink`` whole frames."""

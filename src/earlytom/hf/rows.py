@@ -97,9 +97,12 @@ class LayerSignal:
     def __init__(self, layer: nn.Module, attention: nn.Module) -> None:
         self.layer: Any = layer
         self.attention: Any = attention
-        self.rotate: Any = getattr(
-            sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None
-        )
+        code = sys.modules[type(attention).__module__]
+        self.rotate: Any = getattr(code, "apply_rotary_pos_emb", None)
+        if hasattr(code, "apply_multimodal_rotary_pos_emb"):  # its axes are joined beforehand
+            from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+
+            self.rotate = apply_rotary_pos_emb
         parts = [(layer, "input_layernorm"), (attention, "q_proj"), (attention, "k_proj")]
         missing = [name for owner, name in parts if not hasattr(owner, name)]
         if missing or self.rotate is None:

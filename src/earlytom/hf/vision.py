@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from earlytom.clock import spanned
 from earlytom.errors import UnsupportedModelError, VideoError
 from earlytom.hf.hooks import hidden_states, with_hidden_states
 from earlytom.hf.patches import PatchSide
+from earlytom.hf.positions import positions_of
 from earlytom.hf.probe import Sink
 from earlytom.hf.reuse import ReuseSide
 from earlytom.hf.weights import TokenWeights
@@ -27,8 +29,10 @@ from earlytom.method import Method
 from earlytom.models.base import Adapter
 from earlytom.ops.anchors import probe_attention
 from earlytom.ops.received import received_attention
+from earlytom.ops.rows import place_rows
 from earlytom.report import VideoReport, video_report
-from earlytom.stages import TokenSelection, VideoFeatures, VideoState
+from earlytom.stages import Shape, TokenSelection, VideoFeatures, VideoState
+from earlytom.trace import START, note
 
 
 @dataclass
@@ -38,6 +42,7 @@ class VideoCall:
     videos: list[VideoState]
     next_point: int = 0
     slots: list[tuple[int, ...]] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)  # of get_video_features
 
     @property
     def frames(self) -> list[int]:
@@ -59,12 +64,22 @@ class VisionSide:
         self.adapter = adapter
         self.method = method
         self.weights = weights
+        self.positions = positions_of(adapter, method)
         self.points = method.merge_points(adapter.usable_layers)
         self.score_layer = method.score_layer(adapter.usable_layers)
+        self._classes = adapter.class_tokens
         self.patches = PatchSide(adapter, method)
         self.reuse = ReuseSide(adapter, method)
         self.call: VideoCall | None = None
         self.reports: list[VideoReport] = []
+        self._shapes: dict[tuple[int, int], Shape] = {}
+
+    def shapes(self, videos: list[Tensor]) -> list[Shape | None]:
+        """Shapes of videos by the rows ``[rows, dim]`` that the last call returned, None of others.
+
+        Ahead-of-time encoding hands rows on without their shapes, and repeats videos for beams.
+        """
+        return [self._shapes.get(_memory_of(rows)) for rows in videos]
 
     def sinks(self) -> dict[int, Sink]:
         """What watches the attention of which encoder layer; one probe serves one layer."""
@@ -75,12 +90,15 @@ class VisionSide:
         return sinks
 
     # ------------------------------------------------------------------ encoder
+    @spanned("merge")
     def before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of encoder layer ``index``: merging after layer ``index - 1`` happens here."""
         if self.call is None or not self._due(index - 1):
             return None
-        return with_hidden_states(args, kwargs, self._merge(hidden_states(args, kwargs)))
+        hidden = hidden_states(args, kwargs)
+        return with_hidden_states(args, kwargs, self._merge(hidden, self._classes))
 
+    @spanned("score")
     def capture(
         self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, module: nn.Module
     ) -> None:
@@ -88,13 +106,15 @@ class VisionSide:
         if self.call is None:
             return
         with torch.no_grad():
-            received = received_attention(query, key, scaling, mask)
+            received = received_attention(query, key, scaling, mask)[:, self._classes :]
         for v, part in enumerate(received.split(self.call.frames)):
             self.call.videos[v].received = self.patches.spread(v, part)
         if self.method.needs_keys():
-            for v, mean_key in enumerate(key.detach().mean(1).split(self.call.frames)):
+            mean_keys = key.detach().mean(1)[:, self._classes :]
+            for v, mean_key in enumerate(mean_keys.split(self.call.frames)):
                 self.call.videos[v].keys = self.patches.spread(v, mean_key)
 
+    @spanned("score")
     def capture_head(self, head: Any, args: Any, kwargs: Any, output: Tensor) -> None:
         """Hook of the pooling head: vector of every frame and attention of its probe."""
         if self.call is None:
@@ -122,31 +142,37 @@ class VisionSide:
         n = self.call.next_point
         return n < len(self.points) and self.points[n] == layer
 
-    def _merge(self, hidden: Tensor) -> Tensor:
+    def _merge(self, hidden: Tensor, classes: int) -> Tensor:
+        """Merge frames of ``hidden``; the method sees what is behind ``classes`` tokens."""
         call = self.call
         assert call is not None
         point, layer = call.next_point, self.points[call.next_point]
         call.next_point += 1
+        note("point", layer=layer)
         merged = []
         for x, state in zip(
-            self.adapter.split_frames(hidden, call.frames), call.videos, strict=True
+            self.adapter.split_videos(hidden, call.videos), call.videos, strict=True
         ):
-            plan = self.method.merge_frames(x.detach(), state, point, self.adapter.tokens_per_frame)
+            seen = x.detach()[:, classes:]
+            plan = self.method.merge_frames(seen, state, point, state.tokens_per_frame)
             if plan is not None:
                 x = plan.apply(x)
                 state.apply(plan, layer)
-            self.method.finish_frames(x.detach(), state, point)
+            note("merged", plan=plan)
+            self.method.finish_frames(x.detach()[:, classes:], state, point)
             merged.append(x)
         return self.adapter.join_frames(merged)
 
     # ------------------------------------------------------------------ projector
+    @spanned("place")
     def before_projector(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Merge after the very last layer, if asked for."""
+        """Pre-hook of the adapter's entry: merge after the very last layer, if asked for."""
         if self.call is None:
             return None
+        left = self.adapter.entry_class_tokens
         if self._due(self.adapter.usable_layers - 1):
-            args = (self._merge(args[0]), *args[1:])
-        args = (self.reuse.restored(args[0]), *args[1:])
+            args = (self._merge(args[0], left), *args[1:])
+        args = (self.reuse.restored(args[0], self._classes - left), *args[1:])
         if args[0].shape[0] != sum(self.call.frames):
             raise UnsupportedModelError(
                 f"the projector got {args[0].shape[0]} frames where {sum(self.call.frames)} were "
@@ -154,76 +180,92 @@ class VisionSide:
             )
         return (self.patches.before_projector(args[0]), *args[1:]), kwargs
 
+    @spanned("place")
     def after_projector(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """Spread the frames left over their slots; all other frames become NaN."""
         call = self.call
         if call is None:
             return None
-        call.slots = [frame_slots(v, self.method.resolved_positions()) for v in call.videos]
+        call.slots = [frame_slots(v, self.positions) for v in call.videos]
         if not call.merged:
             return self.patches.after_projector(output)
+        return self._place(output, call)
+
+    def _place(self, output: Tensor, call: VideoCall) -> Tensor:
         rows, start = [], 0
         for state, slots in zip(call.videos, call.slots, strict=True):
             rows += [start + s for s in slots]
             start += state.n_input
-        blank = output.new_full((start, *output.shape[1:]), float("nan"))
-        return blank.index_copy(0, torch.tensor(rows, device=output.device), output)
+        frames = place_rows(output.flatten(1), torch.tensor(rows, device=output.device), start)
+        return frames.unflatten(1, output.shape[1:])
 
     # ------------------------------------------------------------------ whole call
     def run(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call the model's own ``get_video_features`` and select tokens on its result."""
         arguments = inspect.signature(original).bind(*args, **kwargs).arguments
-        counts = self.adapter.frame_counts(arguments)
-        self.call = VideoCall([VideoState.start(t, self.adapter.usable_layers) for t in counts])
+        shapes, layers = self.adapter.video_shapes(arguments), self.adapter.usable_layers
+        counts = [t for t, _ in shapes]
+        videos = [VideoState.start(t, layers, grid) for t, grid in shapes]
+        self.call = VideoCall(videos, arguments=arguments)
+        note(START, frames=counts)
         self.patches.start(counts)
         self.reuse.start(counts)
         try:
-            output = original(*args, **kwargs)
-            return self._select(output, self.call)
+            output = self._select(original(*args, **kwargs), self.call)
+            rows = self.adapter.read_features(output, counts)
+            self._shapes = dict(zip(map(_memory_of, rows), shapes, strict=True))
+            return output
         finally:
             self.call = self.patches.call = None
             self.reuse.finish()
 
+    @spanned("select")
     def _select(self, output: Any, call: VideoCall) -> Any:
-        adapter, size = self.adapter, self.adapter.tokens_per_frame
+        adapter = self.adapter
         videos = adapter.read_features(output, [v.n_input for v in call.videos])
         changed, self.reports = False, []
         if self.weights is not None:
             self.weights.start()
         for v, (state, slots) in enumerate(zip(call.videos, call.slots, strict=True)):
+            grid, size = state.grid, state.tokens_per_frame
+            assert grid is not None
             tokens = adapter.take_tokens(videos[v], state.n_input)
             where = torch.tensor(slots, device=tokens.device)
             merged = state.n_frames != state.n_input
             present = tokens.index_select(0, where) if merged else tokens
             received, probe, keys = state.received, state.probe, state.keys
             if received is not None:
-                received = adapter.pool(received.unsqueeze(-1)).squeeze(-1)
+                received = adapter.pool_video(received.unsqueeze(-1), grid).squeeze(-1)
             if probe is not None:
-                probe = adapter.pool(probe.unsqueeze(-1)).squeeze(-1)
+                probe = adapter.pool_video(probe.unsqueeze(-1), grid).squeeze(-1)
             if keys is not None:
-                keys = adapter.pool(keys)
+                keys = adapter.pool_video(keys, grid)
             chosen = self.patches.selection(v)
             if chosen is None:
                 chosen = self.method.select_tokens(
-                    VideoFeatures(
-                        present, received, adapter.grid, state, keys, state.vectors, probe
-                    )
+                    VideoFeatures(present, received, grid, state, keys, state.vectors, probe)
                 )
             if chosen is None and merged:
                 chosen = TokenSelection(torch.arange(len(slots) * size, device=tokens.device))
             if chosen is not None:
                 cells = _cells(chosen.index, where, size)
                 if self.weights is not None:
-                    self.weights.add(state.n_input, cells, chosen.weight)
+                    self.weights.add(state, cells, chosen.weight)
                 tokens, kept = _mark(tokens, present, cells, chosen)
                 videos[v] = adapter.put_tokens(videos[v], tokens, kept)
                 changed = True
             elif self.weights is not None:
-                self.weights.add(state.n_input, where[:0], None)
+                self.weights.add(state, where[:0], None)
             index = None if chosen is None else chosen.index
+            note("selected", features=present, grid=grid, groups=state.groups, chosen=chosen)
             reduced, reuse = self.patches.passed, self.reuse.report(v)
             self.reports.append(video_report(state, size, slots, index, received, reduced, reuse))
         return adapter.write_features(output, videos) if changed else output
+
+
+def _memory_of(rows: Tensor) -> tuple[int, int]:
+    """Return where in memory the rows of a video are."""
+    return rows.data_ptr(), len(rows)
 
 
 def frame_slots(state: VideoState, positions: str) -> tuple[int, ...]:
@@ -249,12 +291,11 @@ def _mark(
     index = chosen.index.to(tokens.device)
     if index.numel() == 0:
         raise VideoError("a method selected no token of a video; at least 1 is needed")
+    count = tokens.shape[0] * tokens.shape[1]
     if chosen.features is None:
-        values = present.flatten(0, 1).index_select(0, index)
+        filled = place_rows(present.flatten(0, 1), target, count, index)
     else:
-        values = chosen.features.to(tokens.dtype)
-    blank = torch.full_like(tokens, float("nan")).flatten(0, 1)
-    kept = torch.zeros(blank.shape[0], dtype=torch.bool, device=tokens.device)
+        filled = place_rows(chosen.features.to(tokens.dtype), target, count)
+    kept = torch.zeros(count, dtype=torch.bool, device=tokens.device)
     kept[target] = True
-    filled = blank.index_copy(0, target, values).unflatten(0, tokens.shape[:2])
-    return filled, kept.unflatten(0, tokens.shape[:2])
+    return filled.unflatten(0, tokens.shape[:2]), kept.unflatten(0, tokens.shape[:2])

@@ -15,6 +15,7 @@ from earlytom.errors import UnsupportedModelError
 from earlytom.hf.cache import expand_batch
 from earlytom.hf.probe import BIASED, implementation_of, takes_bias
 from earlytom.models.base import Adapter
+from earlytom.stages import VideoState
 
 
 class TokenWeights:
@@ -29,35 +30,37 @@ class TokenWeights:
         """Forget the videos of the call before."""
         self._videos = []
 
-    def add(self, n_frames: int, cells: Tensor, weight: Tensor | None) -> None:
+    def add(self, video: VideoState, cells: Tensor, weight: Tensor | None) -> None:
         """Take over the tokens that stage II kept of the next video.
 
         Args:
-            n_frames: its input frames.
+            video: its frames and token grid.
             cells: ``[k]`` int64, slot * tokens per frame + patch of every token.
             weight: ``[k]`` above 0, None for 1.
         """
-        rows = self.adapter.placeholder_count([n_frames])  # newlines included in all versions
+        # newlines included in all versions
+        rows = self.adapter.video_placeholders(video.n_input, video.grid)
         bias = torch.zeros(rows, device=cells.device)
         if weight is not None:
             place = torch.arange(rows, device=cells.device)[:, None]
-            place = self.adapter.take_tokens(place, n_frames)[..., 0].flatten()
+            place = self.adapter.take_tokens(place, video.n_input)[..., 0].flatten()
             bias[place[cells]] = weight.float().log()
         self._videos.append(bias)
 
-    def of(self, visual: Tensor, rows: list[int]) -> Tensor | None:
+    def of(self, visual: Tensor, rows: list[int], counts: list[int]) -> Tensor | None:
         """Return ``[batch, L]`` float32 log weights of the columns of a prompt.
 
         Args:
             visual: ``[batch, L]`` bool placeholders.
             rows: placeholders of every video of the prompt; those of the last call, or a multiple
-                of them, each repeated (beams). None is returned for any other.
+                of them, each sequence repeated (beams). None is returned for any other.
+            counts: placeholders of every sequence.
         """
         known = [len(v) for v in self._videos]
-        times = len(rows) // max(1, len(known))
-        if not known or rows != [n for n in known for _ in range(times)]:
+        order = _repeated(known, counts, len(rows) // max(1, len(known)))
+        if not order or rows != [known[v] for v in order]:
             return None
-        table = torch.cat([v for v in self._videos for _ in range(times)]).to(visual.device)
+        table = torch.cat([self._videos[v] for v in order]).to(visual.device)
         rank = (visual.flatten().cumsum(0) - 1).clamp_min(0).view(visual.shape)
         return torch.where(visual, table[rank], 0.0)
 
@@ -70,6 +73,25 @@ class TokenWeights:
                 f"the language model, not {implementation_of(attention)}; use one, or put the "
                 "method on again to have all tokens count alike"
             )
+
+
+def _repeated(known: list[int], counts: list[int], times: int) -> list[int]:
+    """Return the numbers of ``known`` videos in a batch where each sequence stands ``times`` times.
+
+    Args:
+        known: placeholders of every video.
+        counts: placeholders of every sequence of the batch.
+        times: repetitions, one behind the other; nothing is returned if that does not fit.
+    """
+    order: list[int] = []
+    start = 0
+    for count in counts[:: max(1, times)]:
+        stop = start
+        while stop < len(known) and sum(known[start:stop]) < count:
+            stop += 1
+        order += [*range(start, stop)] * times
+        start = stop
+    return order
 
 
 def extend(bias: Tensor | None, new: Tensor | None, past: int, batch: int) -> Tensor | None:

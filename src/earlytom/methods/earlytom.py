@@ -15,12 +15,14 @@ from earlytom.methods import earlytom_settings as settings
 from earlytom.methods.earlytom_presets import published_settings
 from earlytom.methods.inner_tools import merge_unseen
 from earlytom.ops import budget, diversity, select
+from earlytom.ops.device_plan import FixedMerge
 from earlytom.ops.merge import plan_official, plan_paper
 from earlytom.ops.plan import Groups, MergePlan
 from earlytom.ops.segment import segment_official, segment_stream, static_frames
 from earlytom.ops.similarity import measure_frames
 from earlytom.ops.tensors import ceil_div, check_finite, exact
 from earlytom.stages import (
+    EMBEDDINGS,
     InnerMerge,
     InnerPoint,
     InnerState,
@@ -44,8 +46,9 @@ class EarlyTom(Method):
             ``max(1, ceil(r T S))``; the other policies come close to it.
         positions: see :class:`Method`; ``auto`` is ``renumber`` for ``official``, else ``keep``.
         policy: ``budget``, ``official`` or ``paper``.
-        merge_layers: encoder layers (0-based) after which frames are merged; None scales the
-            policy's own to the depth of the encoder, ``()`` switches stage I off.
+        merge_layers: encoder layers (0-based) after which frames are merged, -1 for the patch
+            embeddings; None scales the policy's own to the depth of the encoder, ``()`` switches
+            stage I off.
         frames: (budget) exact number of frames left after every merge point. A video with fewer
             frames raises BudgetError.
         encoder_budget: (budget) encoder layer-frames to spend / those of the full encoder; 0.6 if
@@ -151,7 +154,7 @@ class EarlyTom(Method):
         """Return the last merge layer (else the last layer) if selection ranks by attention."""
         if self._selection() not in settings.BY_ATTENTION:
             return None
-        return (self.merge_points(n_layers) or (n_layers - 1,))[-1]
+        return max(self.merge_points(n_layers), default=EMBEDDINGS) % n_layers
 
     def inner_points(self, n_layers: int) -> tuple[InnerPoint, ...]:
         """Return the point in front of ``inner_merge_layer``.
@@ -208,12 +211,12 @@ class EarlyTom(Method):
         """Decide the merge at one merge point; the similarities are its only host copy."""
         n = hidden.shape[0]
         if self.policy == "budget":
-            target = self.frame_counts(state.n_input, tokens_per_frame, state.n_layers)[point]
-            if target >= n:
+            merge = self._budget_merges(state.n_input, tokens_per_frame, state.n_layers)[point]
+            if merge.target >= n:
                 return None
-            worst = self.worst_share if self.frame_similarity == "worst" else None
-            band = measure_frames(hidden, budget.needed_width(n, target), worst)
-            return budget.plan_budget(band, target, state.count, self._fuse())
+            width = budget.needed_width(n, merge.target)
+            band = measure_frames(hidden, width, merge.worst_share)
+            return budget.plan_budget(band, merge.target, state.count, merge.fuse)
         average = self._fuse() == "average"
         band = measure_frames(hidden, self._band_width())
         if self.policy == "official":
@@ -222,6 +225,27 @@ class EarlyTom(Method):
         groups = segment_stream(band.adjacent(), self.tau, self.ema, self.max_window)
         tau_merge = self.tau if self.tau_merge is None else self.tau_merge
         return plan_paper(band.adjacent(), groups, tau_merge, average)
+
+    def fixed_merges(
+        self, n_frames: int, tokens_per_frame: int, n_layers: int
+    ) -> tuple[FixedMerge, ...] | None:
+        """Return the merges of policy ``budget``; None where segments are needed as well.
+
+        Raises:
+            BudgetError: see :meth:`frame_counts`.
+        """
+        if not self.merge_points(n_layers):
+            return ()
+        if self.policy != "budget" or self._selection() == "decoupled":
+            return None
+        return self._budget_merges(n_frames, tokens_per_frame, n_layers)
+
+    def _budget_merges(
+        self, n_frames: int, tokens_per_frame: int, n_layers: int | None
+    ) -> tuple[FixedMerge, ...]:
+        worst = self.worst_share if self.frame_similarity == "worst" else None
+        counts = self.frame_counts(n_frames, tokens_per_frame, n_layers)
+        return tuple(FixedMerge(count, worst, self._fuse()) for count in counts)
 
     def finish_frames(self, hidden: Tensor, state: VideoState, point: int) -> None:
         """Segment the merged frames again: these groups drive decoupled selection."""

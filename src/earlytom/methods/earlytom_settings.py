@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from earlytom.checks import check_ascending, check_choice, check_count, check_flag, check_ratio
 from earlytom.errors import ConfigError
 from earlytom.ops.tensors import exact
+from earlytom.stages import EMBEDDINGS
 
 if TYPE_CHECKING:
     from earlytom.methods.earlytom import EarlyTom
@@ -31,7 +32,7 @@ def check(m: EarlyTom) -> None:
     fuses = ("auto", "first" if m.policy == "budget" else "weighted", "average")
     check_choice(f"fuse of policy {m.policy}", m.fuse, fuses)
     if m.merge_layers is not None:
-        check_ascending("merge_layers", m.merge_layers, 0)
+        check_ascending("merge_layers", m.merge_layers, EMBEDDINGS)
     check_ratio("worst_share", m.worst_share)
     check_ratio("inner_ratio", m.inner_ratio)
     check_ratio("ema", m.ema, open_low=False)
@@ -93,7 +94,7 @@ def merge_points(m: EarlyTom, n_layers: int) -> tuple[int, ...]:
     if points and points[-1] >= n_layers:
         raise ConfigError(
             f"merge_layers {points} is out of range: the encoder has {n_layers} usable layers "
-            f"(allowed: 0..{n_layers - 1})"
+            f"(allowed: {EMBEDDINGS} for the patch embeddings, 0..{n_layers - 1})"
         )
     if m.policy != "budget" or not points:
         return points

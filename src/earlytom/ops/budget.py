@@ -82,17 +82,35 @@ def plan_budget(
         ValueError: ``target`` out of range or unknown ``fuse``.
     """
     n = band.n
-    if not 1 <= target <= n:
-        raise ValueError(f"cannot make {target} frames of {n}")
-    if fuse not in ("average", "first"):
-        raise ValueError(f"fuse must be average or first, got {fuse!r}")
+    check_plan(n, target, fuse)
     chain: list[tuple[int, ...]] = [(i,) for i in range(n)]
     for count in rounds(n, target):
         similarity = [band(a[0], b[0]) for a, b in pairwise(chain)]
         for i in reversed(choose_pairs(similarity, count)):
             chain[i : i + 2] = [chain[i] + chain[i + 1]]
-    weights = tuple(_weights([counts[i] for i in group], fuse) for group in chain)
-    return MergePlan(n, tuple(chain), weights)
+    return plan_of_first([group[0] for group in chain], counts, fuse)
+
+
+def plan_of_first(first: Sequence[int], counts: Sequence[int], fuse: str) -> MergePlan:
+    """Return the plan that fuses every frame of ``first`` with all frames up to the next of them.
+
+    Args:
+        first: frames at which a group begins, ascending from 0.
+        counts: see :func:`plan_budget`.
+        fuse: see :func:`plan_budget`.
+    """
+    n = len(counts)
+    members = tuple(tuple(range(a, b)) for a, b in pairwise([*first, n]))
+    weights = tuple(_weights([counts[i] for i in group], fuse) for group in members)
+    return MergePlan(n, members, weights)
+
+
+def check_plan(n: int, target: int, fuse: str) -> None:
+    """Raise ValueError unless ``n`` frames can become ``target`` and ``fuse`` is known."""
+    if not 1 <= target <= n:
+        raise ValueError(f"cannot make {target} frames of {n}")
+    if fuse not in ("average", "first"):
+        raise ValueError(f"fuse must be average or first, got {fuse!r}")
 
 
 def _weights(counts: list[int], fuse: str) -> tuple[float, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from earlytom import kernels
 from earlytom.ops.tensors import CHUNK_BYTES, full_precision, slices, unit_rows
 
 GRAM_BYTES = 256 << 20  # 8192 tokens
@@ -49,33 +48,37 @@ def farthest_points(unit: Tensor, count: int, start: Tensor, max_bytes: int = GR
     Returns:
         ``[count]`` int64, ascending.
     """
-    m = start.numel()
+    m, n = start.numel(), unit.shape[0]
     chosen = torch.cat([start, start[:1].expand(count - m)])
     with full_precision(unit.device):
-        similarity = _similarities(unit, max_bytes)
+        table = _table(unit) if 4 * n**2 <= max_bytes else None
         nearest = (unit @ unit.index_select(0, start).mT).amax(1).clamp_max_(1.0)
         nearest.index_fill_(0, start, torch.inf)
+        if table is not None and n <= kernels.MAX_POINTS and kernels.use(table):
+            from earlytom.kernels import farthest
+
+            return farthest.farthest_points(table, nearest, start, count).sort().values
         for i in range(m, count):
             if i > m:
-                torch.maximum(nearest, similarity(chosen[i - 1 : i]), out=nearest)
+                latest = chosen[i - 1 : i]
+                row = _row(unit, latest) if table is None else table.index_select(0, latest)[0]
+                torch.maximum(nearest, row, out=nearest)
             torch.argmin(nearest, dim=0, keepdim=True, out=chosen[i : i + 1])
     return chosen.sort().values
 
 
-def _similarities(unit: Tensor, max_bytes: int) -> Callable[[Tensor], Tensor]:
-    """Return a function from token ``[1]`` to its similarities ``[n]``, at most 1.
+def _table(unit: Tensor) -> Tensor:
+    """Return all similarities ``[n, n]``, at most 1.
 
-    The token itself gets infinity: no token is chosen twice, even among identical ones.
+    A token itself gets infinity: no token is chosen twice, even among identical ones.
     """
-    if 4 * unit.shape[0] ** 2 <= max_bytes:
-        table = (unit @ unit.mT).clamp_max_(1.0).fill_diagonal_(torch.inf)
-        return lambda token: table.index_select(0, token)[0]
+    return (unit @ unit.mT).clamp_max_(1.0).fill_diagonal_(torch.inf)
 
-    def row(token: Tensor) -> Tensor:
-        similar = unit @ unit.index_select(0, token)[0]
-        return similar.clamp_max_(1.0).index_fill_(0, token, torch.inf)
 
-    return row
+def _row(unit: Tensor, token: Tensor) -> Tensor:
+    """Return the row of the token ``[1]`` in the table."""
+    similar = unit @ unit.index_select(0, token)[0]
+    return similar.clamp_max_(1.0).index_fill_(0, token, torch.inf)
 
 
 def nearest_kept(others: Tensor, kept: Tensor, max_bytes: int = CHUNK_BYTES) -> Tensor:
@@ -89,6 +92,11 @@ def nearest_kept(others: Tensor, kept: Tensor, max_bytes: int = CHUNK_BYTES) -> 
     Returns:
         ``[m]`` int64; ties go to the lowest index.
     """
+    half = others.dtype == kept.dtype and others.dtype.itemsize == 2  # else cuBLAS is as fast
+    if half and kernels.use(others, kept):
+        from earlytom.kernels import nearest as fused
+
+        return fused.nearest_kept(others, kept)
     target = unit_rows(kept).mT
     step = max(1, max_bytes // (4 * kept.shape[0]))
     nearest = torch.empty(others.shape[0], dtype=torch.int64, device=others.device)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from earlytom.ops.select import top_of_video
-from earlytom.ops.tensors import unit_rows
 
 
 def changed_patches(hidden: Tensor, count: int) -> Tensor:
@@ -23,7 +22,8 @@ def changed_patches(hidden: Tensor, count: int) -> Tensor:
         ``[T, patches]`` bool with exactly ``count`` True. Ties go to the earlier patch.
     """
     x = hidden.detach().float()
-    unit = unit_rows(x - x.mean((0, 1)))
-    change = 1 - (unit[1:] * unit[:-1]).sum(-1)
-    first = torch.full_like(unit[:1, :, 0], torch.inf)
+    x = x - x.mean((0, 1))
+    norm = torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-8)
+    change = 1 - torch.linalg.vecdot(x[1:], x[:-1]) / (norm[1:] * norm[:-1])
+    first = torch.full_like(norm[:1], torch.inf)
     return top_of_video(torch.cat([first, change]), count)

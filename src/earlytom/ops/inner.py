@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from earlytom import kernels
 from earlytom.ops.diversity import nearest_kept
 
 
@@ -43,26 +44,39 @@ def inner_merge(
     visual = hidden.index_select(0, place)
     kept_states, sources = visual.index_select(0, kept), visual.index_select(0, rest)
     owner = nearest_kept(sources, kept_states)
-    own, weight = _weights(owner, count, mode)
-    total = kept_states.float() * own[:, None]
-    total.index_add_(0, owner, sources.float() * weight[:, None])
-    updated = hidden.index_copy(0, place.index_select(0, kept), total.to(hidden.dtype))
     dropped = place.index_select(0, rest)
     n = hidden.shape[0]
     columns = torch.arange(n, device=hidden.device).index_fill(0, dropped, n)
     columns = columns.sort().values[: n - (n_visual - count)]
+    order, first, members = _groups(owner, count)
+    own, weight = _weights(owner.index_select(0, order), first, members, mode)
+    kept_columns = place.index_select(0, kept)
+    if kernels.use(hidden):
+        from earlytom.kernels.inner import merge_columns
+
+        slot = columns.new_full((n,), -1)
+        slot.index_copy_(0, kept_columns, torch.arange(count, device=hidden.device))
+        slot, source = slot.index_select(0, columns), dropped.index_select(0, order)
+        return columns, merge_columns(hidden, columns, slot, own, first, members, source, weight)
+    weight = torch.empty_like(weight).index_copy(0, order, weight)
+    total = kept_states.float() * own[:, None]
+    total.index_add_(0, owner, sources.float() * weight[:, None])
+    updated = hidden.index_copy(0, kept_columns, total.to(hidden.dtype))
     return columns, updated.index_select(0, columns)
 
 
-def _weights(owner: Tensor, count: int, mode: str) -> tuple[Tensor, Tensor]:
-    """Return the weights of the ``count`` kept tokens and of the sources, in their order."""
+def _groups(owner: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sources grouped by owner (in order), where each group begins and its size."""
     members = torch.zeros(count, dtype=torch.int64, device=owner.device)
     members.index_add_(0, owner, torch.ones_like(owner))
+    return owner.sort(stable=True).indices, members.cumsum(0) - members, members
+
+
+def _weights(grouped: Tensor, first: Tensor, members: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    """Return the weights of the kept tokens, and of the sources whose owners are ``grouped``."""
     if mode == "mean":
-        return 1.0 / (members + 1), 1.0 / (members + 1).index_select(0, owner)
-    grouped, order = owner.sort(stable=True)
-    first = members.cumsum(0) - members
-    rank = torch.arange(owner.numel(), device=owner.device) - first.index_select(0, grouped)
+        share = 1.0 / (members + 1)
+        return share, share.index_select(0, grouped)
+    rank = torch.arange(grouped.numel(), device=grouped.device) - first.index_select(0, grouped)
     from_end = members.index_select(0, grouped) - rank
-    weight = torch.exp2(-from_end.float())
-    return torch.exp2(-members.float()), torch.empty_like(weight).index_copy(0, order, weight)
+    return torch.exp2(-members.float()), torch.exp2(-from_end.float())

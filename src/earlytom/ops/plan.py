@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earlytom import kernels
 from earlytom.ops.tensors import to_device
 
 Groups = tuple[tuple[int, int], ...]
@@ -63,15 +64,20 @@ class MergePlan:
         sources = self._sources()
         if sources == list(range(self.n_input)):
             return x
+        if kernels.use(x):
+            from earlytom.kernels.merge import merge_frames
+
+            return merge_frames(x, *self._counting())
         gathered = [m[0] if s is None else s for s, m in zip(sources, self.members, strict=True)]
         out = x.index_select(0, to_device(gathered, x.device))
         rows = [i for i, s in enumerate(sources) if s is None]
         if not rows:
             return out
-        width = max(len(self.members[i]) for i in rows)
+        members, weights = self._counting()
+        width = max(len(members[i]) for i in rows)
         # padding repeats the row's first member: it must not read (0 * NaN) an unrelated frame
-        member = [_pad(self.members[i], width, self.members[i][0]) for i in rows]
-        weight = [_pad(self.weights[i], width, 0.0) for i in rows]
+        member = [_pad(members[i], width, members[i][0]) for i in rows]
+        weight = [_pad(weights[i], width, 0.0) for i in rows]
         index = to_device(member, x.device)
         acc = torch.promote_types(x.dtype, torch.float32)
         w = to_device(weight, x.device, acc).view(*index.shape, *[1] * (x.dim() - 1))
@@ -109,6 +115,14 @@ class MergePlan:
             found.append(used[0] if len(used) == 1 and 1.0 in weights else None)
         return found
 
+    def _counting(self) -> tuple[list[list[int]], list[list[float]]]:
+        """Return members and weights without those of weight 0."""
+        rows = [
+            [(m, w) for m, w in zip(*row, strict=True) if w != 0.0]
+            for row in zip(self.members, self.weights, strict=True)
+        ]
+        return [[m for m, _ in row] for row in rows], [[w for _, w in row] for row in rows]
 
-def _pad(row: tuple[Any, ...], width: int, fill: Any) -> list[Any]:
+
+def _pad(row: list[Any], width: int, fill: Any) -> list[Any]:
     return [*row, *[fill] * (width - len(row))]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from earlytom import kernels
 from earlytom.ops.tensors import CHUNK_BYTES, full_precision, slices
+
+_CACHED = 2 << 20
 
 
 def received_attention(
@@ -13,7 +16,7 @@ def received_attention(
     key: Tensor,
     scale: float,
     mask: Tensor | None = None,
-    max_bytes: int = CHUNK_BYTES,
+    max_bytes: int | None = None,
 ) -> Tensor:
     """Return ``a[b, j] = mean over heads and queries of softmax(scale Q K^T + mask)[b, h, i, j]``.
 
@@ -23,13 +26,21 @@ def received_attention(
         scale: factor of the logits.
         mask: None, or broadcastable to ``[B, H, Q, S]``: bool (True = attend) or additive.
         max_bytes: no temporary of queries, logits or probabilities is larger than this (one query
-            of all heads, ``4 H S`` bytes, is the least). ``[B, H, S, S]`` is never stored.
+            of all heads, ``4 H S`` bytes, is the least). ``[B, H, S, S]`` is never stored. None:
+            what stays in the cache of a CPU, more elsewhere.
 
     Returns:
         ``[B, S]`` float32; without a mask every row sums to 1. Softmax and sums run in float32.
     """
     batch, heads, n_query, width = query.shape
     size = key.shape[2]
+    fits = mask is None and query.dtype == key.dtype and width <= kernels.MAX_HEAD_DIM
+    if fits and kernels.use(query, key):
+        from earlytom.kernels import received
+
+        return received.received_attention(query, key, scale)
+    if max_bytes is None:
+        max_bytes = _CACHED if query.device.type == "cpu" else CHUNK_BYTES
     if key.shape[1] != heads:
         key = key.repeat_interleave(heads // key.shape[1], dim=1)
     if mask is not None and mask.dtype == torch.bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from earlytom.ops.plan import Groups
 from earlytom.ops.similarity import FrameBand
+from earlytom.trace import note
 
 
 def segment_official(band: FrameBand, tau: float, ema: float, max_window: int) -> Groups:
@@ -28,14 +29,20 @@ def segment_official(band: FrameBand, tau: float, ema: float, max_window: int) -
         Inclusive ``(start, end)`` segments that partition ``range(band.n)``.
     """
     cuts, start, average = [0], 0, 1.0
+    seen: list[float | None] = []
+    averages: list[float | None] = []
     for i in range(1, band.n):
         full = i - start + 1 >= max_window
         if not full:
             average = ema * band(start, i) + (1 - ema) * average
+        seen.append(None if full else band(start, i))
+        averages.append(None if full else average)
         if full or average < tau:
             cuts.append(i)
             start, average = i, 1.0
-    return _groups(cuts, band.n)
+    groups = _groups(cuts, band.n)
+    note("segments", similarity=seen, average=averages, tau=tau, groups=groups)
+    return groups
 
 
 def segment_stream(
@@ -54,12 +61,16 @@ def segment_stream(
         max_window: longest segment in frames, or None for no limit.
     """
     cuts, average = [0], 1.0
+    averages: list[float | None] = []
     for t, similarity in enumerate(adjacent, start=1):
         average = ema * similarity + (1 - ema) * average
+        averages.append(average)
         if average < tau or (max_window is not None and t - cuts[-1] >= max_window):
             cuts.append(t)
             average = 1.0
-    return _groups(cuts, len(adjacent) + 1)
+    groups = _groups(cuts, len(adjacent) + 1)
+    note("segments", similarity=list(adjacent), average=averages, tau=tau, groups=groups)
+    return groups
 
 
 def _groups(cuts: list[int], n: int) -> Groups:

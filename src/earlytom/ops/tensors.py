@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from typing import Any
 
@@ -25,6 +25,8 @@ def to_device(values: Any, device: torch.device, dtype: torch.dtype = torch.int6
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Return a region in which autocast does not lower float32 products to half precision."""
+    if device.type == "meta":  # shapes only
+        return nullcontext()
     return torch.autocast(device_type=device.type, enabled=False)
 
 
@@ -39,7 +41,8 @@ def check_finite(features: Tensor) -> None:
 
     One number goes to the host.
     """
-    if not bool(torch.isfinite(features).all()):
+    ends = torch.stack(torch.aminmax(features.detach()))  # NaN comes through
+    if not bool(torch.isfinite(ends).all()):
         raise not_finite(features.shape[0])
 
 

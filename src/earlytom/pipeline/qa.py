@@ -19,10 +19,11 @@ from earlytom.method import Method
 from earlytom.models import find_adapter
 from earlytom.models.llava_video import LlavaVideo
 from earlytom.pipeline.loading import load_model, shipped_model
+from earlytom.pipeline.overlap import read_clip
 from earlytom.pipeline.timing import StageClock, Timings, TokenClock, now
-from earlytom.preprocess import Preprocessor
+from earlytom.preprocess import Pixels, Preprocessor
 from earlytom.report import Report
-from earlytom.video import Video, load_video
+from earlytom.video import Video
 
 SHIPPED_FRAMES = 16
 
@@ -154,14 +155,20 @@ class VideoQA:
         """
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
-        begin = perf_counter()
-        decode: float | None = None
-        if not isinstance(video, (Video, Tensor)):
-            count = self.frames if frames is None and fps is None else frames
-            video = load_video(video, count, fps=fps, allow_http=allow_http)
-            decode = perf_counter() - begin
-        called = perf_counter()
-        inputs = self.preprocessor(video, question, device=self.device, dtype=self.model.dtype)
+        begin = decoded = perf_counter()
+        clip: Video | Tensor | Pixels
+        if isinstance(video, (Video, Tensor)):
+            clip = video
+        else:
+            clip, decoded = read_clip(
+                self.preprocessor,
+                video,
+                self.frames if frames is None and fps is None else frames,
+                fps=fps,
+                allow_http=allow_http,
+                dtype=self.model.dtype,
+            )
+        inputs = self.preprocessor(clip, question, device=self.device, dtype=self.model.dtype)
         ready = now(self.device)
         tokens = TokenClock(self.preprocessor.tokenizer, stream)
         with contextlib.ExitStack() as stack:
@@ -175,12 +182,12 @@ class VideoQA:
                 )
         end = perf_counter()
         timings = Timings(
-            decode=decode,
-            preprocess=ready - called,
+            decode=None if clip is video else decoded - begin,
+            preprocess=ready - decoded,
             vision=clock.vision,
             tokens=clock.tokens,
             prefill=clock.prefill,
-            ttft=tokens.times[0] - called,
+            ttft=tokens.times[0] - decoded,
             decode_tokens_per_s=tokens.rate,
             total=end - begin,
         )
@@ -195,22 +202,26 @@ class VideoQA:
         method: Method | None,
     ) -> Answer:
         prompt = int(inputs["input_ids"].shape[1])
-        frames = sum(self.adapter.frame_counts(inputs))
-        visual = frames * self.adapter.tokens_per_frame
+        shapes = self.adapter.video_shapes(inputs)
+        frames = sum(t for t, _ in shapes)
+        visual = sum(t * math.prod(grid) for t, grid in shapes)
         report = None if method is None else last_report(self.model)
-        patches = math.prod(self.adapter.patch_grid or self.adapter.grid)
-        coarse = None if method is None else method.encoder_grid(self.adapter.grid)
-        encoded = patches if coarse is None else 4 * math.prod(coarse)  # pooled 2x2
+        each = [self.adapter.frame_patches(grid) for _, grid in shapes]
+        patches = sum(t * n for (t, _), n in zip(shapes, each, strict=True))
+        if method is not None and self.adapter.patch_grid is not None:
+            coarse = method.encoder_grid(self.adapter.grid)
+            if coarse is not None:
+                each = [math.prod(self.adapter.encoder_grid(coarse))] * len(each)
         return Answer(
             text=self.preprocessor.decode(torch.tensor(tokens.ids)),
             token_ids=tokens.ids,
             timings=timings,
             frames_in=frames,
             frames_out=sum(v.frames_out for v in report.videos) if report else frames,
-            patches_in=frames * patches,
-            patches_out=sum(v.encoded_patches(encoded) for v in report.videos)
+            patches_in=patches,
+            patches_out=sum(v.encoded_patches(n) for v, n in zip(report.videos, each, strict=True))
             if report
-            else frames * patches,
+            else patches,
             tokens_in=report.tokens_in if report else visual,
             tokens_out=report.tokens_out if report else visual,
             prompt_in=prompt,

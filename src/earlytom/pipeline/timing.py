@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import TextStreamer
 
+from earlytom.clock import Mark
 from earlytom.models import find_adapter
 
 
@@ -21,14 +22,18 @@ class Timings:
     """Seconds of wall clock, each read after the device has finished its work.
 
     Attributes:
-        decode: reading and decoding the sampled frames; None if frames were given.
-        preprocess: resize, normalise, tokenise, copy to the device.
+        decode: from the call until the last sampled frame is decoded; None if frames were given.
+            Frames of a file are resized and normalised meanwhile, so this holds most of that work.
+        preprocess: what is left of resize, normalise, tokenise and copy to the device once all
+            frames are decoded; all of it if frames were given.
         vision: vision encoder, frame merging inside it included.
         tokens: from the end of the vision encoder to the start of the language model: projector,
             pooling, token selection and assembly of the prompt.
         prefill: language model over the whole prompt.
-        ttft: from the call with decoded frames to the first new token id on the host
-            (preprocessing included, decoding of the file not).
+        ttft: from the moment all frames are decoded (the call, if frames were given) to the first
+            new token id on the host, ``preprocess`` included. ``decode + ttft`` is the wait that a
+            file costs. Compare values of one kind only: a file has most of its preprocessing
+            behind it at that moment, given frames have all of it before them.
         decode_tokens_per_s: new tokens per second after the first; None for a single token.
         total: from the call to the end of the answer, ``decode`` included.
     """
@@ -50,10 +55,15 @@ class Timings:
 class StageClock:
     """Marks when a model enters and leaves its vision encoder and its language model.
 
-    Use as ``with StageClock(model) as clock: model.generate(...)``. It lives in forward hooks of
-    two module instances, which are removed on exit. Install it after a compression method, so that
-    the method's own work is counted in the stage where it happens. On CUDA every mark waits for
-    the device (four times per call, in prefill only).
+    Use as ``with StageClock(model) as clock: model.generate(...)`` and read the attributes
+    afterwards. It lives in forward hooks of two module instances, which are removed on exit.
+    Install it after a compression method, so that the method's own work is counted in the stage
+    where it happens. On CUDA the marks are events in the stream: nothing waits for the device
+    until an attribute is read. A model spread over several devices is waited for at every mark.
+
+    Args:
+        model: a supported model.
+        nvtx: also open NVTX ranges ``vision`` and ``prefill``.
 
     Attributes:
         vision: seconds in the vision encoder.
@@ -65,15 +75,18 @@ class StageClock:
         UnsupportedModelError: not a video model of a known family.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, nvtx: bool = False) -> None:
         adapter = find_adapter(model)
         self._tower: nn.Module = adapter.tower
         self._language: nn.Module = adapter.language_model
-        self._device = next(adapter.inner.parameters()).device
+        self._device = next(self._tower.parameters()).device
+        devices = {p.device for m in (self._tower, self._language) for p in m.parameters()}
+        self._split = devices if len(devices) > 1 else set()
+        self._nvtx = nvtx
         self._hooks: list[Any] = []
-        self._start = self._vision_end = 0.0
-        self._done = False
-        self.vision = self.tokens = self.prefill = 0.0
+        self._vision: list[tuple[Mark, Mark]] = []
+        self._open: Mark | None = None
+        self._prefill: tuple[Mark, Mark] | None = None
         self.prompt_length = 0
 
     def __enter__(self) -> StageClock:
@@ -96,34 +109,61 @@ class StageClock:
             hook.remove()
         self._hooks = []
 
-    def now(self) -> float:
-        """Wait for the device and return the time."""
-        return now(self._device)
+    @property
+    def vision(self) -> float:
+        """Seconds in the vision encoder."""
+        return sum(end.since(begin) for begin, end in self._vision)
+
+    @property
+    def tokens(self) -> float:
+        """Seconds from the end of the vision encoder to the start of the language model."""
+        if not self._vision or self._prefill is None:
+            return 0.0
+        return self._prefill[0].since(self._vision[-1][1])
+
+    @property
+    def prefill(self) -> float:
+        """Seconds of the language model over the prompt."""
+        return 0.0 if self._prefill is None else self._prefill[1].since(self._prefill[0])
 
     # ------------------------------------------------------------------ hooks
+    def _mark(self) -> Mark:
+        for device in self._split:
+            now(device)
+        return Mark(torch.device("cpu") if self._split else self._device)
+
+    def _enter(self, name: str) -> None:
+        if self._nvtx and torch.cuda.is_available():
+            torch.cuda.nvtx.range_push(name)
+        self._open = self._mark()
+
+    def _leave(self) -> tuple[Mark, Mark]:
+        assert self._open is not None
+        pair = self._open, self._mark()
+        self._open = None
+        if self._nvtx and torch.cuda.is_available():
+            torch.cuda.nvtx.range_pop()
+        return pair
+
     def _enter_vision(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not self._done:
-            self._start = self.now()
+        if self._prefill is None:
+            self._enter("vision")
 
     def _leave_vision(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._done:
-            self._vision_end = self.now()
-            self.vision += self._vision_end - self._start
+        if self._prefill is None:
+            self._vision.append(self._leave())
 
     def _enter_language(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if self._done:
+        if self._prefill is not None:
             return
-        self._start = self.now()
-        if self._vision_end:
-            self.tokens = self._start - self._vision_end
+        self._enter("prefill")
         embeds = kwargs.get("inputs_embeds")
         if isinstance(embeds, torch.Tensor):
             self.prompt_length = int(embeds.shape[1])
 
     def _leave_language(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._done:
-            self.prefill = self.now() - self._start
-            self._done = True
+        if self._prefill is None:
+            self._prefill = self._leave()
 
 
 class TokenClock(TextStreamer):

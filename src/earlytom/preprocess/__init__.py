@@ -1,6 +1,7 @@
 """Frames and questions -> model inputs, without torchvision; see :class:`Preprocessor`."""
 
-from earlytom.preprocess.frames import FrameConfig, preprocess_video
+from earlytom.preprocess.frames import FrameConfig
+from earlytom.preprocess.pixels import Pixels, PixelWriter, preprocess_video
 from earlytom.preprocess.processor import Preprocessor
 
-__all__ = ["FrameConfig", "Preprocessor", "preprocess_video"]
+__all__ = ["FrameConfig", "PixelWriter", "Pixels", "Preprocessor", "preprocess_video"]

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from earlytom.errors import ConfigError, EarlyTomError, UnsupportedModelError, VideoError
 from earlytom.preprocess.checkpoint import check_source, load_error, read_json, read_text
-from earlytom.preprocess.frames import FrameConfig, preprocess_video
-from earlytom.video.types import Video, check_frames
+from earlytom.preprocess.frames import FrameConfig
+from earlytom.preprocess.pixels import Pixels, PixelWriter, preprocess_video
+from earlytom.preprocess.tokens import tokenise
+from earlytom.video.types import Frame, Video, check_frames
 
 logger = logging.getLogger(__name__)
 
-Clip = Video | Tensor
+Clip = Video | Tensor | Pixels
 Clips = Clip | Sequence[Clip | Sequence[Clip]]
 
 
@@ -102,7 +104,7 @@ class Preprocessor:
         return cls(
             tokenizer,
             None if processor is not None else _frame_config(name, ours),
-            _tokens_per_frame(config, ours),
+            _tokens_per_frame(config, ours) if processor is None else 0,  # it counts itself
             _chat_template(name, ours),
             getattr(tokenizer, "video_token", None) or ours.get("video_token") or "<video>",
             getattr(tokenizer, "image_token", None) or ours.get("image_token") or "<image>",
@@ -122,8 +124,9 @@ class Preprocessor:
         """Build the inputs of one or several prompts (left padded).
 
         Args:
-            videos: one video (a :class:`Video` or uint8 ``[T, H, W, 3]``) for a single question;
-                for a list of questions a list with one video, or a list of videos, per question.
+            videos: one video (a :class:`Video`, uint8 ``[T, H, W, 3]``, or :class:`Pixels`) for a
+                single question; for a list of questions a list with one video, or a list of
+                videos, per question.
             questions: one question or a list of them.
             images: images that precede the question, only with the official processor.
             device: where to put the tensors.
@@ -145,7 +148,7 @@ class Preprocessor:
             raise ConfigError("images are supported with a single question only")
         prompts = [self.prompt(t, len(c), n_images) for t, c in zip(texts, clips, strict=True)]
         flat = [_frames(c) for row in clips for c in row]
-        counts = sorted({f.shape[0] for f in flat})
+        counts = sorted({_count(f) for f in flat})
         if len(counts) > 1:
             raise VideoError(
                 "all videos of a batch need the same number of frames, got "
@@ -157,9 +160,35 @@ class Preprocessor:
         if self.official is not None:
             out = self._official_inputs(prompts, flat, images, text_args)
         else:
-            out = self._own_inputs(prompts, flat, text_args)
+            out = self._own_inputs(prompts, flat, text_args, dtype)
         return {k: v.to(device=device, dtype=dtype if v.is_floating_point() else None)
                 for k, v in out.items()}  # fmt: skip
+
+    def pixels(self, frames: Iterable[Frame], dtype: torch.dtype | None = None) -> Pixels:
+        """Resize and normalise frames one by one, as they come.
+
+        The result, given to the call above in place of the video, makes the same inputs bit for
+        bit as all frames at once.
+
+        Args:
+            frames: of one video, in order, such as :func:`earlytom.video.stream_video` gives.
+            dtype: of ``pixel_values_videos``, float32 if None.
+
+        Raises:
+            VideoError: no frame came.
+            UnsupportedModelError: the official processor is in use; it takes all frames at once.
+        """
+        if self.official is not None:
+            raise UnsupportedModelError("the official processor takes all frames at once")
+        writer: PixelWriter | None = None
+        for frame in frames:
+            if writer is None:
+                writer = PixelWriter(self.frame_config, frame.limit, dtype)
+            writer.write(frame.image[None])
+            del frame  # the next one may take its memory
+        if writer is None:
+            raise VideoError("a video needs at least one frame")
+        return Pixels(writer.pixels())
 
     def prompt(self, question: str, n_videos: int = 1, n_images: int = 0) -> str:
         """Return the chat prompt of ``question`` with one placeholder per video and image."""
@@ -189,32 +218,46 @@ class Preprocessor:
     # ------------------------------------------------------------------ inside
     def _pair(self, videos: Any, questions: Any) -> tuple[list[str], list[list[Clip]]]:
         if isinstance(questions, str):
-            row = [videos] if isinstance(videos, (Video, Tensor)) else list(videos)
+            row = [videos] if isinstance(videos, Clip) else list(videos)
             return [questions], [row]
-        rows = [[v] if isinstance(v, (Video, Tensor)) else list(v) for v in videos]
+        rows = [[v] if isinstance(v, Clip) else list(v) for v in videos]
         if not questions or len(rows) != len(questions):
             raise VideoError(f"got {len(questions)} questions but videos for {len(rows)}")
         return list(questions), rows
 
     def _own_inputs(
-        self, prompts: list[str], frames: list[Tensor], text_args: dict[str, Any]
+        self,
+        prompts: list[str],
+        clips: list[Tensor | Pixels],
+        text_args: dict[str, Any],
+        dtype: torch.dtype | None,
     ) -> dict[str, Tensor]:
         n = 0
-        if frames and self._placeholders is not None:
-            n = self._placeholders([frames[0].shape[0]])
-        elif frames:
-            n = frames[0].shape[0] * self.tokens_per_frame + 1
-        texts = [p.replace(self.video_token, self.video_token * n) for p in prompts]
-        out = dict(self.tokenizer(texts, return_tensors="pt", **text_args))
-        out = {k: out[k] for k in ("input_ids", "attention_mask")}
-        if frames:
-            pixels = [preprocess_video(f, self.frame_config) for f in frames]
-            out["pixel_values_videos"] = torch.cat(pixels)
+        if clips and self._placeholders is not None:
+            n = self._placeholders([_count(clips[0])])
+        elif clips:
+            n = _count(clips[0]) * self.tokens_per_frame + 1
+        out = tokenise(self.tokenizer, prompts, self.video_token, n, text_args)
+        if clips:
+            pixels = [
+                c.values
+                if isinstance(c, Pixels)
+                else preprocess_video(c, self.frame_config, dtype=dtype)
+                for c in clips
+            ]
+            out["pixel_values_videos"] = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
         return out
 
     def _official_inputs(
-        self, prompts: list[str], frames: list[Tensor], images: Any, text_args: dict[str, Any]
+        self,
+        prompts: list[str],
+        clips: list[Tensor | Pixels],
+        images: Any,
+        text_args: dict[str, Any],
     ) -> dict[str, Tensor]:
+        frames = [c for c in clips if isinstance(c, Tensor)]
+        if len(frames) < len(clips):
+            raise UnsupportedModelError("the official processor takes decoded frames, not pixels")
         media: dict[str, Any] = {} if images is None else {"images": images}
         if frames:
             media["videos"] = [f.permute(0, 3, 1, 2) for f in frames]
@@ -271,7 +314,13 @@ def _tokens_per_frame(config: dict[str, Any], ours: dict[str, Any]) -> int:
     return int(math.ceil(math.isqrt(int(n)) / 2) ** 2)
 
 
-def _frames(clip: Clip) -> Tensor:
+def _frames(clip: Clip) -> Tensor | Pixels:
+    if isinstance(clip, Pixels):
+        return clip
     frames = clip.frames if isinstance(clip, Video) else clip
     check_frames(frames)
     return frames
+
+
+def _count(clip: Tensor | Pixels) -> int:
+    return int(clip.values.shape[1] if isinstance(clip, Pixels) else clip.shape[0])

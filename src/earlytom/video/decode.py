@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from earlytom.video.container import packets
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 # A seek flushes the decoder and decodes the key frame anew: worth it only if it skips more frames.
 MIN_SKIP = 6
+# The pixels are the same with any number of threads; waiting for helpers costs more than a frame.
+# PyAV before 17 has no such option and uses one.
+_ONE_THREAD = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
 
 
 class FrameReader:
@@ -152,23 +156,40 @@ class FrameReader:
                     yield frame
 
 
-def upright(frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return ``frame`` as ``[height, width, 3]`` RGB, turned as its display matrix says.
+class RgbConverter:
+    """Turns decoded PyAV frames of one stream into RGB images; see :func:`upright`.
+
+    One converter per stream: setting up ffmpeg's scaler costs more than converting a frame, and
+    ``frame.to_ndarray`` does it anew for each.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return ``frame`` as ``[height, width, 3]`` RGB; ``size`` is (width, height)."""
+        rgb = self._reformatter.reformat(frame, *size, format="rgb24", **_ONE_THREAD)
+        return cast("NDArray[np.uint8]", rgb.to_ndarray())
+
+
+def upright(frame: Any, size: tuple[int, int], convert: RgbConverter) -> NDArray[np.uint8]:
+    """Return ``frame`` as contiguous ``[height, width, 3]`` RGB, turned as its display matrix says.
 
     Args:
         frame: decoded PyAV frame.
         size: (width, height) as stored, before turning; frames of another size are scaled to it.
+        convert: the converter of this stream.
     """
-    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    image = convert(frame, size)
     matrix = display_matrix(frame)
     if matrix is None:
-        return image
+        return np.ascontiguousarray(image)
     a, b, c, d = matrix
     if abs(a) + abs(d) >= abs(b) + abs(c):  # 0 or 180 degrees, perhaps mirrored
         flip_x, flip_y = a < 0, d < 0
     else:  # 90 or 270 degrees, perhaps mirrored: x' = c y, y' = b x
         image, flip_x, flip_y = image.transpose(1, 0, 2), c < 0, b < 0
-    return image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
 def display_matrix(frame: Any) -> Sequence[int] | None:

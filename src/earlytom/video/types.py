@@ -1,4 +1,4 @@
-"""The value that every backend returns."""
+"""The values that every backend returns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ import torch
 from torch import Tensor
 
 from earlytom.errors import VideoError
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One sampled frame, as :func:`earlytom.video.stream_video` gives it.
+
+    Attributes:
+        image: ``[H, W, 3]`` uint8 RGB, contiguous, upright (rotation metadata applied); all frames
+            of a stream have one size.
+        timestamp: seconds since the first frame of the stream.
+        limit: frames that the stream gives at most, the same number in each of them.
+    """
+
+    image: Tensor
+    timestamp: float
+    limit: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,23 +73,35 @@ def draw_plots(summary: Summary, folder: Path) -> list[Path]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    written: list[Path] = []
+    with drawing():
+        for quantity in QUANTITIES:
+            if any(_points(summary, label, quantity) for label in summary.labels):
+                written += save_figure(_trade_off(summary, quantity), folder, quantity.file)
+        if summary.types and any(c.by_type for c in summary.cells):
+            written += save_figure(_multiples(summary), folder, "question-types")
+    return written
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw in our style inside.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as e:
         raise MissingExtraError(
             "pictures need matplotlib: pip install 'earlytom[report]', or use --no-plots"
         ) from e
-    written: list[Path] = []
     with matplotlib.rc_context(SETTINGS):
-        for quantity in QUANTITIES:
-            if any(_points(summary, label, quantity) for label in summary.labels):
-                written += _save(_trade_off(summary, quantity), folder, quantity.file)
-        if summary.types and any(c.by_type for c in summary.cells):
-            written += _save(_multiples(summary), folder, "question-types")
-    return written
+        yield
 
 
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``figure`` as PNG and SVG and return the paths."""
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     atomic_write(paths[0], partial(figure.savefig, metadata={"Software": "earlytom"}))
     atomic_write(paths[1], partial(figure.savefig, metadata={"Date": None}))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from earlytom.errors import ConfigError
+from earlytom.stages import EMBEDDINGS
 
 Settings = dict[str, Any]
 _BELOW = (0.0, 0.01, 0.02, 0.04, 0.08)  # encoder budgets tried, below the limit
@@ -160,9 +161,9 @@ def _earlytom(n_layers: int, max_encoder: float | None) -> Space:
 
 
 def _layer_sets(n_layers: int, max_encoder: float | None) -> tuple[tuple[int, ...], ...]:
-    """One to three merge layers; the first early enough for the limit to be possible."""
+    """One to three merge layers, -1 among them; the first early enough for the limit."""
     step = max(1, n_layers // 12)
-    layers = range(0, max(1, n_layers - 1), step)
+    layers = (EMBEDDINGS, *range(0, max(1, n_layers - 1), step))
     first = n_layers if max_encoder is None else max_encoder * n_layers
     sets = (s for k in range(1, _MOST_MERGES + 1) for s in itertools.combinations(layers, k))
     return tuple(s for s in sets if s[0] + 1 < first) or ((0,),)

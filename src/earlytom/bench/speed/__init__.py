@@ -1,0 +1,1 @@
+"""Time to first token by stage, of models with and without compression."""

@@ -81,4 +81,4 @@ class DeepstackRegion:
 def placed(features: Tensor, slots: Tensor, n_input: int) -> Tensor:
     """Write ``[frames left, tokens, dim]`` into ``[n_input * tokens, dim]``, 0 where none is."""
     blank = torch.zeros(n_input, *features.shape[1:], dtype=features.dtype, device=features.device)
-    return blank.index_copy(0, slots, features).flatten(0, 1)
+    return blank.index_copy_(0, slots, features).flatten(0, 1)

@@ -84,7 +84,7 @@ class MergePlan:
         merged = x.index_select(0, index[:, 0]).to(acc) * w[:, 0]
         for k in range(1, width):
             merged += x.index_select(0, index[:, k]).to(acc) * w[:, k]
-        return out.index_copy(0, to_device(rows, x.device), merged.to(x.dtype))
+        return out.index_copy_(0, to_device(rows, x.device), merged.to(x.dtype))
 
     def dense(self) -> Tensor:
         """Return ``W [N, T]`` in float64 on the CPU (for tests and drawings)."""

@@ -49,4 +49,4 @@ def place_rows(x: Tensor, target: Tensor, count: int, index: Tensor | None = Non
         return rows.gather_rows(x[None], origin, origin >= 0, float("nan"))[0]
     if index is not None:
         x = x.index_select(0, index)
-    return x.new_full((count, x.shape[1]), float("nan")).index_copy(0, target, x)
+    return x.new_full((count, x.shape[1]), float("nan")).index_copy_(0, target, x)

@@ -24,6 +24,7 @@ from earlytom.bench.records import quartiles
 from earlytom.bench.speed import tables
 from earlytom.bench.speed.cases import Schedule
 from earlytom.bench.speed.run import SpeedPlan, run_speed, save
+from earlytom.bench.table import markdown_table
 from earlytom.errors import EarlyTomError
 from earlytom.files import write_text
 
@@ -106,8 +107,8 @@ def main() -> int:
         finally:
             gc.collect()
             torch.cuda.empty_cache()
-        header, lines = tables.summary(data)
-        sys.stdout.write(f"{tables.headline(data)}\n{tables.markdown(header, lines)}\n")
+        table = "\n".join(markdown_table(*tables.summary(data)))
+        sys.stdout.write(f"{tables.headline(data)}\n{table}\n")
         sys.stdout.write(f"{save(data, given.out)}\n\n")
         sys.stdout.flush()
     for name in skipped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earlytom.bench.contenders import applied
 from earlytom.bench.flops import (
     EncoderWork,
     LayerWork,
@@ -116,14 +117,14 @@ class Examiner:
     @torch.no_grad()
     def ask(self, method: Method | None) -> Reply:
         """Ask every question; what :meth:`run` counts."""
-        with _on(method, self.model):
+        with applied(method, self.model):
             inside = _asks_inside(method, self.depth)
             return self._ask_whole(method) if inside else self._ask_shared(method)
 
     @torch.no_grad()
     def plain(self, method: Method | None, number: int) -> Tensor:
         """Return logits ``[vocabulary]`` of question ``number``: one ordinary call with pixels."""
-        with self.replay.paused(), _on(method, self.model):
+        with self.replay.paused(), applied(method, self.model):
             return self._ask_all(self.pixels, self.rows[number : number + 1])[0]
 
     @torch.no_grad()
@@ -133,7 +134,7 @@ class Examiner:
         ``encode`` is from pixels to the visual tokens that are left, ``answer`` the rest of the
         call up to the logits of the answer.
         """
-        with self.replay.paused(), _on(method, self.model):
+        with self.replay.paused(), applied(method, self.model):
             clock = _Clock(self.adapter.inner)
             forget_peak()
             start = perf_counter()
@@ -213,10 +214,6 @@ class Examiner:
         order = range(len(self.rows))
         stacked = torch.stack([logits[i] for i in order])
         return Reply(stacked, [works[i] for i in order], report, retained)
-
-
-def _on(method: Method | None, model: Any) -> Any:
-    return nullcontext() if method is None else method(model)
 
 
 def _asks_inside(method: Method | None, depth: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +101,11 @@ def _every() -> list[Contender]:
 def _needs_settings(cls: type[Method]) -> bool:
     none = dataclasses.MISSING
     return any(f.default is none and f.default_factory is none for f in dataclasses.fields(cls))
+
+
+def applied(method: Method | None, model: Any) -> AbstractContextManager[Any]:
+    """Put ``method`` on ``model`` inside a block; None leaves the full model as it is."""
+    return nullcontext() if method is None else method(model)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from earlytom.cli import _options as opt
+from earlytom.cli._lists import names, numbers, whole_numbers
 from earlytom.cli._output import console, emit, guarded, progress_console, quiet
-from earlytom.cli.eval import _names, _numbers
 from earlytom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ def bench(
     quiet()
     if threads is not None:
         torch.set_num_threads(threads)
-    wanted = _numbers(ratios) if ratios else ((0.25, 0.2, 0.15, 0.1) if paper else (0.25, 0.1))
+    wanted = numbers(ratios) if ratios else ((0.25, 0.2, 0.15, 0.1) if paper else (0.25, 0.1))
     plan = SpeedPlan(
         model=model,
         arch=arch,
         random_weights=random_weights,
-        methods=_names(methods),
+        methods=names(methods),
         ratios=wanted,
         frames=32 if paper and frames is None else frames,
         batch=batch,
@@ -126,11 +126,4 @@ def _schedule(frames: str | None, layers: str | None) -> Schedule | None:
         if layers is not None:
             raise ConfigError("--merge-layers goes with --merge-schedule, which was not given")
         return None
-    return Schedule(_whole(frames), None if layers is None else _whole(layers))
-
-
-def _whole(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as e:
-        raise ConfigError(f"need whole numbers separated by commas, got {text!r}") from e
+    return Schedule(whole_numbers(frames), None if layers is None else whole_numbers(layers))

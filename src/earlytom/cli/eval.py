@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from earlytom.cli import _options as opt
+from earlytom.cli._lists import names, numbers
 from earlytom.cli._output import console, emit, guarded, progress_console, quiet
-from earlytom.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,9 +63,9 @@ def evaluate(
     plan = Plan(
         out=out,
         model=model,
-        methods=_names(methods),
-        ratios=_numbers(ratios),
-        splits=tuple(SPLITS) if tasks == "all" else _names(tasks),
+        methods=names(methods),
+        ratios=numbers(ratios),
+        splits=tuple(SPLITS) if tasks == "all" else names(tasks),
         questions=limit,
         seed=seed,
         positions=positions,
@@ -97,20 +97,6 @@ def evaluate(
         typer.echo(f"failed: {label} at {ratio:g} on {split}: {why}", err=True)
     if result.broken:
         raise typer.Exit(1)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not found:
-        raise ConfigError("an empty list of names was given")
-    return found
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in _names(text))
-    except ValueError as e:
-        raise ConfigError(f"ratios must be numbers separated by commas, got {text!r}") from e
 
 
 def _records(result: Result) -> list[dict[str, Any]]:

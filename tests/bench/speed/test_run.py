@@ -10,8 +10,9 @@ import torch
 from earlytom.bench.memory import peak_of_allocations
 from earlytom.bench.speed import paper, tables
 from earlytom.bench.speed.cases import Schedule, cases
-from earlytom.bench.speed.run import STAGES, SpeedPlan, run_speed, save
-from earlytom.bench.speed.workload import architectures, draw_video, workload
+from earlytom.bench.speed.run import SpeedPlan, run_speed, save
+from earlytom.bench.speed.workload import draw_video, workload
+from earlytom.bench.table import markdown_table
 from earlytom.errors import ConfigError, EarlyTomError, UnsupportedModelError
 from tests.bench.speed.conftest import FRAMES
 
@@ -46,7 +47,7 @@ def test_stages_add_up_to_the_first_token(data) -> None:
             assert value["q1"] <= value["median"] <= value["q3"], name
     plan = SpeedPlan(methods=("none",), frames=2, repeats=1, new_tokens=1, device="cpu")
     one = run_speed(plan)["cases"][0]
-    whole = sum(one["seconds"][name]["median"] for name in STAGES)
+    whole = sum(one["seconds"][name]["median"] for name in tables.STAGES)
     assert whole == pytest.approx(one["seconds"]["ttft"]["median"])
     assert one["decode_tokens_per_s"] is None
 
@@ -98,7 +99,7 @@ def test_tables(data) -> None:
     header, lines = tables.summary(data)
     assert {len(line) for line in lines} == {len(header)}
     assert lines[0][:2] == ("full", "100%")
-    assert tables.markdown(header, lines).count("\n") == len(lines) + 1
+    assert len(markdown_table(header, lines)) == len(lines) + 2
     assert "2 threads" in tables.headline(data) or "1 threads" in tables.headline(data)
 
 
@@ -172,4 +173,5 @@ def test_random_weights_need_the_configuration_only() -> None:
     assert [n for n, p in drawn.named_parameters()] == names
     same = [torch.equal(a, b) for a, b in zip(trained.parameters(), drawn.parameters())]  # noqa: B905
     assert not all(same)
-    assert "tiny" in architectures()
+    with pytest.raises(ConfigError, match=r"there are: .*tiny"):
+        run_speed(SpeedPlan(arch="x"))

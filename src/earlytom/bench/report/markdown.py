@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from earlytom.bench.report import text
 from earlytom.bench.report.runs import FULL
 from earlytom.bench.report.summary import Cell, Split, Summary
+from earlytom.bench.table import markdown_table
 
 Show = Callable[[Cell], str]
 
@@ -48,9 +49,7 @@ class _Page:
         self.lines += lines
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        self.add("| " + " | ".join(header) + " |")
-        self.add("|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|")
-        self.add(*("| " + " | ".join(row) + " |" for row in rows), "")
+        self.add(*markdown_table(header, rows), "")
 
     def put(self, cell: Cell | None, show: Show) -> str:
         """A table cell with its footnotes; a dash where nothing was run."""

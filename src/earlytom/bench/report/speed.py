@@ -12,20 +12,14 @@ from earlytom.bench.report.plots import drawing, save_figure
 from earlytom.bench.report.style import GREY_TEXT, PALETTE
 from earlytom.bench.report.summary import Summary
 from earlytom.bench.speed import paper, tables
+from earlytom.bench.table import markdown_table
 from earlytom.errors import ResultError
 from earlytom.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCHEMA = 1
 PAGE = "speed.md"
-STAGES = {
-    "vision": "vision encoding",
-    "tokens": "token processing",
-    "prefill": "LLM prefill",
-    "rest": "rest",
-}
 Result = Mapping[str, Any]
 
 
@@ -43,8 +37,8 @@ def load_speed(folder: Path) -> dict[str, Result]:
             raise ResultError(f"cannot read {path}: {e}") from e
         if not isinstance(data, dict) or data.get("kind") != "speed":
             raise ResultError(f"{path} is not a result of `earlytom bench`")
-        if data.get("schema") != SCHEMA:
-            raise ResultError(f"{path} has schema {data.get('schema')!r}, this is {SCHEMA}")
+        if data.get("schema") != tables.SCHEMA:
+            raise ResultError(f"{path} has schema {data.get('schema')!r}, this is {tables.SCHEMA}")
         found[path.stem] = data
     return found
 
@@ -79,7 +73,7 @@ def _write(
         pictures: dict[str, Figure] = {}
         header, rows = paper.beside(data) if _published(data) else tables.summary(data)
         lines += [f"## {name}", "", f"{tables.headline(data)}.", ""]
-        lines += [tables.markdown(header, rows), ""]
+        lines += [*markdown_table(header, rows), ""]
         if plots:
             pictures[f"ttft-{name}"] = _stages(data)
         points = _points(data, summary)
@@ -128,7 +122,7 @@ def _stages(data: Result) -> Figure:
         (0.24, 0.62 / figure.get_figheight(), 0.68, 1 - 1.3 / figure.get_figheight())
     )
     left = [0.0] * len(cases)
-    for (stage, label), colour in zip(STAGES.items(), PALETTE, strict=False):
+    for (stage, label), colour in zip(tables.STAGES.items(), PALETTE, strict=False):
         widths = [max(0.0, c["seconds"][stage]["median"]) * 1000 for c in cases]
         axes.barh(range(len(cases)), widths, left=left, color=colour, label=label, height=0.72)
         left = [a + b for a, b in zip(left, widths, strict=True)]

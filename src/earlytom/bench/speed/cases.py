@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from earlytom.bench.contenders import FULL, Contender, Entry, contenders, entry
 from earlytom.errors import ConfigError
-
-PUBLISHED_LAYERS = (10, 21, 23)  # EarlyTom's, of 26
-_DEPTH = 26
+from earlytom.methods import EarlyTom
 
 
 @dataclass(frozen=True)
@@ -32,13 +29,9 @@ class Schedule:
         Raises:
             ConfigError: layers and frames do not fit together.
         """
-        if self.layers is not None:
-            layers = self.layers
-        elif depth == _DEPTH:
-            layers = PUBLISHED_LAYERS[-len(self.frames) :]
-        else:
-            nominal = PUBLISHED_LAYERS[-len(self.frames) :]
-            layers = tuple(max(0, round(Fraction(n + 1, _DEPTH) * depth) - 1) for n in nominal)
+        layers = self.layers
+        if layers is None:
+            layers = EarlyTom(policy="official").merge_points(depth)[-len(self.frames) :]
         if len(layers) != len(self.frames):
             raise ConfigError(
                 f"a merge schedule of {len(self.frames)} numbers needs as many merge layers, got "

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from earlytom.bench.contenders import Entry
+from earlytom.bench.contenders import Entry, applied
 from earlytom.bench.memory import forget_peak, peak_rss
 from earlytom.bench.speed.counting import Counts, closed_form, count
 from earlytom.bench.speed.workload import Workload
@@ -93,7 +92,7 @@ def measure(
 def _count(work: Workload, case: Entry, pixels: torch.Tensor, new_tokens: int) -> Measured:
     method, report = case.method, None
     inputs = work.inputs(pixels)
-    with _on(method, work.model), StageClock(work.model) as clock:
+    with applied(method, work.model), StageClock(work.model) as clock:
         counts = count(lambda: _generate(work, inputs, 1), work)
         if method is not None:
             report = last_report(work.model)
@@ -109,7 +108,7 @@ def _time(work: Workload, method: Method | None, new_tokens: int, nvtx: bool) ->
     start = now(work.device)
     inputs = work.inputs(work.pixels())
     ready = now(work.device)
-    with _on(method, work.model):
+    with applied(method, work.model):
         spans = SpanClock(work.device, nvtx)
         tokens = TokenClock(None)
         with StageClock(work.model, nvtx) as clock, spans.on():
@@ -144,9 +143,3 @@ def _generate(
         min_new_tokens=new_tokens,  # random weights may end a text at once
         streamer=streamer,
     )
-
-
-@contextlib.contextmanager
-def _on(method: Method | None, model: Any) -> Iterator[None]:
-    with contextlib.nullcontext() if method is None else method(model):
-        yield

@@ -15,14 +15,13 @@ from earlytom.bench.environment import environment
 from earlytom.bench.records import quartiles
 from earlytom.bench.speed.cases import Schedule, cases
 from earlytom.bench.speed.measure import Measured, measure
+from earlytom.bench.speed.tables import SCHEMA, STAGES
 from earlytom.bench.speed.workload import Workload, workload
 from earlytom.checks import check_count
 from earlytom.errors import ConfigError
 from earlytom.files import write_text
 from earlytom.pipeline.loading import pick_device, pick_dtype
 
-SCHEMA = 1
-STAGES = ("vision", "tokens", "prefill", "rest")
 _TIMES = ("preprocess", *STAGES, "ttft", "total")
 
 

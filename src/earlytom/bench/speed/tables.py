@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-STAGES = ("vision", "tokens", "prefill", "ttft")
+SCHEMA = 1  # of a result
+STAGES = {
+    "vision": "vision encoding",
+    "tokens": "token processing",
+    "prefill": "LLM prefill",
+    "rest": "rest",
+}
+_SHOWN = ("vision", "tokens", "prefill", "ttft")
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
 
 
@@ -38,7 +45,7 @@ def stage_columns(
     names = ("vision", "tokens", "prefill", f"TTFT {unit}")
 
     def row(case: Mapping[str, Any]) -> tuple[str, ...]:
-        times = (case["seconds"][name]["median"] * factor for name in STAGES)
+        times = (case["seconds"][name]["median"] * factor for name in _SHOWN)
         return (
             case["label"],
             f"{case['retention_ratio']:.0%}",
@@ -48,12 +55,6 @@ def stage_columns(
         )
 
     return ("method", "ratio", *names, "speed", "flops"), row
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, the first column left and the others right aligned."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
 
 
 def headline(data: Mapping[str, Any]) -> str:

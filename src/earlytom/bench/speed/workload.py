@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from earlytom.bench.speed.architectures import ARCHITECTURES, architecture, build, random_model
+from earlytom.bench.speed.architectures import architecture, build, random_model
 from earlytom.errors import ConfigError
 from earlytom.models import find_adapter
 from earlytom.models.base import Adapter
@@ -174,8 +174,3 @@ def draw_video(frames: int, seed: int = 0, size: Sequence[int] = RAW_SIZE) -> Te
         noise = torch.randn(view.shape, generator=g) * 2
         video[t] = (view + noise).clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
     return video
-
-
-def architectures() -> list[str]:
-    """Return what ``--arch`` takes."""
-    return [*ARCHITECTURES, "tiny"]

@@ -11,31 +11,17 @@ import torch
 from torch import nn
 
 from tests.families import (
-    BOS,
-    EOS,
     FRAMES,
     IMAGE,
-    PAD,
+    TEXT,
     VIDEO,
     Family,
+    build,
     fill_prompts,
-    randomise,
     smooth_video,
 )
 
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 128,
-    "max_position_embeddings": 4096,
-    "pad_token_id": PAD,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-}
+LLAMA = {"model_type": "llama", **TEXT}
 
 
 def clip(side: int) -> dict[str, Any]:
@@ -70,13 +56,7 @@ class ClipFamily(Family):
         raise NotImplementedError
 
     def model(self, dtype: torch.dtype = torch.float32, attn: str = "sdpa") -> nn.Module:
-        from transformers import AutoModelForImageTextToText
-
-        torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(self.config(), attn_implementation=attn)
-        model = model.to(dtype).eval()
-        randomise(model)
-        return model
+        return build(self.config(), dtype, attn)
 
     def inputs(
         self,

@@ -77,6 +77,31 @@ def randomise(model: nn.Module) -> None:
                 p.copy_((noise * 0.05).to(p.dtype))
 
 
+TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 4096,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}  # of every language model here
+
+
+def build(config: Any, dtype: torch.dtype, attn: str) -> nn.Module:
+    """Return a model of ``config`` with seeded weights."""
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn)
+    model = model.to(dtype).eval()
+    randomise(model)
+    return model
+
+
 def llava_config() -> Any:
     from transformers import LlavaOnevisionConfig
 
@@ -91,19 +116,7 @@ def llava_config() -> Any:
             "patch_size": 14,
             "vision_use_head": False,
         },
-        text_config={
-            "model_type": "qwen2",
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 128,
-            "max_position_embeddings": 4096,
-            "pad_token_id": PAD,
-            "bos_token_id": BOS,
-            "eos_token_id": EOS,
-        },
+        text_config={"model_type": "qwen2", **TEXT},
         image_token_index=IMAGE,
         video_token_index=VIDEO,
         image_grid_pinpoints=[[70, 70]],
@@ -113,15 +126,7 @@ def llava_config() -> Any:
 
 
 def build_llava_onevision(dtype: torch.dtype = torch.float32, attn: str = "sdpa") -> nn.Module:
-    from transformers import LlavaOnevisionForConditionalGeneration
-
-    torch.manual_seed(0)
-    model = LlavaOnevisionForConditionalGeneration._from_config(
-        llava_config(), attn_implementation=attn
-    )
-    model = model.to(dtype).eval()
-    randomise(model)
-    return model
+    return build(llava_config(), dtype, attn)
 
 
 def smooth_video(frames: int, side: int, generator: torch.Generator) -> torch.Tensor:

@@ -19,8 +19,8 @@ from tests.families import (
     IMAGE,
     PAD,
     Family,
+    build,
     fill_prompts,
-    randomise,
     smooth_video,
 )
 
@@ -64,12 +64,7 @@ class ImageFamily(Family):
         raise NotImplementedError
 
     def model(self, dtype: torch.dtype = torch.float32, attn: str = "sdpa") -> nn.Module:
-        from transformers import AutoModelForImageTextToText
-
-        torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(self.config(), attn_implementation=attn)
-        model = model.to(dtype).eval()
-        randomise(model)
+        model = build(self.config(), dtype, attn)
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if "lambda" in name:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.families import BOS, EOS, IMAGE, PAD, VIDEO, Family, randomise
+from tests.families import BOS, IMAGE, PAD, TEXT, VIDEO, Family, build
 
 START, END = 103, 104
 MERGE, PATCH = 4, 3 * 2 * 14 * 14  # patches of a token, values of a patch
@@ -27,10 +27,7 @@ class QwenFamily(Family):
     core: bool = False
 
     def model(self, dtype: torch.dtype = torch.float32, attn: str = "sdpa") -> nn.Module:
-        torch.manual_seed(0)
-        model = BUILD[self.name](attn).to(dtype).eval()
-        randomise(model)
-        return model
+        return build(CONFIG[self.name](), dtype, attn)
 
     def inputs(self, prompts: Sequence[Sequence[str]], seed: int = 1, **kw: Any) -> dict[str, Any]:
         kw.setdefault("shapes", [self.shape] * sum(p.count("v") for p in prompts))
@@ -62,20 +59,7 @@ class QwenFamily(Family):
 
 def text_config(**kw: Any) -> dict[str, Any]:
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-    return {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 128,
-        "max_position_embeddings": 4096,
-        "pad_token_id": PAD,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        "rope_parameters": rope,
-        **kw,
-    }
+    return {**TEXT, "rope_parameters": rope, **kw}
 
 
 TOKENS = {
@@ -104,15 +88,8 @@ def qwen2_5_vl_config() -> Any:
     return Qwen2_5_VLConfig(vision_config=vision, text_config=text_config(), **TOKENS)
 
 
-def qwen2_5_vl(attn: str) -> nn.Module:
-    from transformers import Qwen2_5_VLForConditionalGeneration as Model
-
-    return Model._from_config(qwen2_5_vl_config(), attn_implementation=attn)
-
-
-def qwen2_vl(attn: str) -> nn.Module:
+def qwen2_vl_config() -> Any:
     from transformers import Qwen2VLConfig
-    from transformers import Qwen2VLForConditionalGeneration as Model
 
     vision = {
         "depth": 6,
@@ -124,13 +101,11 @@ def qwen2_vl(attn: str) -> nn.Module:
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     }
-    config = Qwen2VLConfig(vision_config=vision, text_config=text_config(), **TOKENS)
-    return Model._from_config(config, attn_implementation=attn)
+    return Qwen2VLConfig(vision_config=vision, text_config=text_config(), **TOKENS)
 
 
-def qwen3_vl(attn: str) -> nn.Module:
+def qwen3_vl_config() -> Any:
     from transformers import Qwen3VLConfig
-    from transformers import Qwen3VLForConditionalGeneration as Model
 
     vision = {
         "depth": 6,
@@ -145,11 +120,14 @@ def qwen3_vl(attn: str) -> nn.Module:
         "deepstack_visual_indexes": [1, 2, 4],
     }
     text = text_config(head_dim=16)
-    config = Qwen3VLConfig(vision_config=vision, text_config=text, **TOKENS)
-    return Model._from_config(config, attn_implementation=attn)
+    return Qwen3VLConfig(vision_config=vision, text_config=text, **TOKENS)
 
 
-BUILD = {"qwen2_5_vl": qwen2_5_vl, "qwen2_vl": qwen2_vl, "qwen3_vl": qwen3_vl}
+CONFIG = {
+    "qwen2_5_vl": qwen2_5_vl_config,
+    "qwen2_vl": qwen2_vl_config,
+    "qwen3_vl": qwen3_vl_config,
+}
 
 
 def smooth_patches(shape: Shape, g: torch.Generator) -> torch.Tensor:

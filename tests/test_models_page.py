@@ -18,11 +18,11 @@ from earlytom.stages import TokenSelection, VideoFeatures
 from tests.conftest import ALL_FAMILIES
 from tests.docs_models import PAGE, renewed
 from tests.families import PROMPTS, Family, forward, generate
-from tests.qwen import BUILD, QwenFamily
+from tests.qwen import CONFIG, QwenFamily
 from tests.toys import TOYS, Toy
 from tests.toys_patches import ToyPatches, ToyRestored
 
-OWNERS = [*ALL_FAMILIES, *(QwenFamily(name) for name in BUILD)]
+OWNERS = [*ALL_FAMILIES, *(QwenFamily(name) for name in CONFIG)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import earlytom
 from earlytom.method import Method
 from tests.families import Family
 from tests.matrix import METHODS
-from tests.qwen import BUILD, QwenFamily
+from tests.qwen import CONFIG, QwenFamily
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in set(gone)]
 
 
-@pytest.fixture(scope="module", params=[QwenFamily(name) for name in BUILD], ids=lambda f: f.name)
+@pytest.fixture(scope="module", params=[QwenFamily(name) for name in CONFIG], ids=lambda f: f.name)
 def family(request: pytest.FixtureRequest) -> Family:
     return request.param
 

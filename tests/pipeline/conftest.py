@@ -4,6 +4,7 @@ import pytest
 
 from earlytom.pipeline import VideoQA
 from tests.pipeline import checkpoint
+from tests.pipeline.qwen_checkpoint import CLASSES, build_qwen
 from tests.video import clips
 
 
@@ -11,6 +12,12 @@ from tests.video import clips
 def folder(tmp_path_factory):
     """A random LLaVA-OneVision checkpoint on disk."""
     return checkpoint.build(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session", params=CLASSES)
+def qwen(request, tmp_path_factory):
+    """A random checkpoint of each Qwen-VL family on disk."""
+    return build_qwen(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="session")

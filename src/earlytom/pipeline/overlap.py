@@ -23,8 +23,8 @@ def read_clip(
     """Decode sampled frames of a file and preprocess them meanwhile.
 
     One background thread decodes, the calling thread resizes and normalises; a few frames exist at
-    a time. The thread has ended when this returns or raises, Ctrl-C included. The official
-    processor takes all frames at once: with it, this only decodes.
+    a time. The thread has ended when this returns or raises, Ctrl-C included. A processor that
+    takes all frames at once (``Preprocessor.streams``) gets them so: this only decodes.
 
     Args:
         preprocessor: makes the pixels.
@@ -41,7 +41,7 @@ def read_clip(
     Raises:
         VideoError: as :func:`earlytom.video.load_video`.
     """
-    if preprocessor.official is not None:
+    if not preprocessor.streams:
         video = load_video(source, frames, fps=fps, allow_http=allow_http)
         return video, perf_counter()
     stream = stream_video(source, frames, fps=fps, allow_http=allow_http)

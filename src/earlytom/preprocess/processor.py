@@ -15,7 +15,10 @@ from torch import Tensor
 from earlytom.errors import ConfigError, EarlyTomError, UnsupportedModelError, VideoError
 from earlytom.preprocess.checkpoint import check_source, load_error, read_json, read_text
 from earlytom.preprocess.frames import FrameConfig
+from earlytom.preprocess.packed import MODEL_TYPES, packed_inputs
+from earlytom.preprocess.patches import PatchConfig
 from earlytom.preprocess.pixels import Pixels, PixelWriter, preprocess_video
+from earlytom.preprocess.times import official_metadata
 from earlytom.preprocess.tokens import tokenise
 from earlytom.video.types import Frame, Video, check_frames
 
@@ -29,7 +32,7 @@ class Preprocessor:
     """Builds model inputs with the checkpoint's own settings; see :meth:`from_pretrained`.
 
     The official processor is used where it can be loaded (it needs torchvision); otherwise the
-    same inputs are built here, for LLaVA-OneVision checkpoints.
+    same inputs are built here, for LLaVA-OneVision and Qwen-VL checkpoints.
 
     Args:
         tokenizer: the checkpoint's tokenizer.
@@ -39,17 +42,19 @@ class Preprocessor:
         video_token: placeholder text of a video.
         image_token: placeholder text of an image.
         official: the official processor, or None.
+        model_type: of the checkpoint; Qwen-VL models differ in how they are told the time.
     """
 
     def __init__(
         self,
         tokenizer: Any,
-        frames: FrameConfig | None = None,
+        frames: FrameConfig | PatchConfig | None = None,
         tokens_per_frame: int = 196,
         chat_template: str | None = None,
         video_token: str = "<video>",
         image_token: str = "<image>",
         official: Any | None = None,
+        model_type: str = "llava_onevision",
     ) -> None:
         self.tokenizer = tokenizer
         self.frame_config = frames
@@ -57,6 +62,7 @@ class Preprocessor:
         self.chat_template = chat_template
         self.video_token, self.image_token = video_token, image_token
         self.official = official
+        self.model_type = model_type
         self._placeholders: Callable[[list[int]], int] | None = None
 
     def use_layout(self, placeholder_count: Callable[[list[int]], int]) -> None:
@@ -87,29 +93,40 @@ class Preprocessor:
 
         Raises:
             EarlyTomError: no such checkpoint, or a broken one.
-            UnsupportedModelError: not LLaVA-OneVision and no official processor.
+            UnsupportedModelError: neither LLaVA-OneVision nor Qwen-VL, and no official processor.
         """
         name = check_source(source)
         processor = None if official is False else _official(name)
         if official and processor is None:
             raise EarlyTomError(f"the official processor of {name} cannot be loaded here")
         config = read_json(name, "config.json") or {}
-        if processor is None and config.get("model_type") != "llava_onevision":
+        kind = str(config.get("model_type")).removesuffix("_moe")
+        if processor is None and kind not in ("llava_onevision", *MODEL_TYPES):
             raise UnsupportedModelError(
                 f"model type {config.get('model_type')!r} needs its official processor (install "
-                "torchvision); without it only llava_onevision is supported"
+                "torchvision); without it only llava_onevision and "
+                f"{', '.join(MODEL_TYPES)} are supported"
             )
         ours = read_json(name, "processor_config.json") or {}
         tokenizer = processor.tokenizer if processor is not None else _tokenizer(name)
+        packed = kind in MODEL_TYPES
+        video, image = ("<|video_pad|>", "<|image_pad|>") if packed else ("<video>", "<image>")
+        own = processor is None
         return cls(
             tokenizer,
-            None if processor is not None else _frame_config(name, ours),
-            _tokens_per_frame(config, ours) if processor is None else 0,  # it counts itself
+            _frame_config(name, ours, kind) if own else None,
+            _tokens_per_frame(config, ours) if own and not packed else 0,  # counted by others
             _chat_template(name, ours),
-            getattr(tokenizer, "video_token", None) or ours.get("video_token") or "<video>",
-            getattr(tokenizer, "image_token", None) or ours.get("image_token") or "<image>",
+            getattr(tokenizer, "video_token", None) or ours.get("video_token") or video,
+            getattr(tokenizer, "image_token", None) or ours.get("image_token") or image,
             processor,
+            kind,
         )
+
+    @property
+    def streams(self) -> bool:
+        """Whether :meth:`pixels` works: not with the official processor, nor for Qwen-VL."""
+        return self.official is None and not isinstance(self.frame_config, PatchConfig)
 
     # ------------------------------------------------------------------ use
     def __call__(
@@ -133,11 +150,14 @@ class Preprocessor:
             dtype: of ``pixel_values_videos``.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` ``[B, L]`` int64 with ``T * tokens_per_frame + 1``
-            placeholders per video, and ``pixel_values_videos`` ``[videos, T, 3, h, w]``.
+            What the model's ``generate`` takes. For LLaVA-OneVision: ``input_ids`` and
+            ``attention_mask`` ``[B, L]`` int64 with ``T * tokens_per_frame + 1`` placeholders per
+            video, and ``pixel_values_videos`` ``[videos, T, 3, h, w]``. For Qwen-VL see
+            :func:`earlytom.preprocess.packed.packed_inputs`.
 
         Raises:
-            VideoError: videos of unequal length, of wrong shape, or not one entry per question.
+            VideoError: videos of wrong shape, or not one entry per question; of unequal length,
+                unless the model takes patches.
             ConfigError: a question that holds a placeholder, or images without official processor.
         """
         texts, clips = self._pair(videos, questions)
@@ -147,9 +167,9 @@ class Preprocessor:
         if n_images and len(texts) > 1:
             raise ConfigError("images are supported with a single question only")
         prompts = [self.prompt(t, len(c), n_images) for t, c in zip(texts, clips, strict=True)]
-        flat = [_frames(c) for row in clips for c in row]
-        counts = sorted({_count(f) for f in flat})
-        if len(counts) > 1:
+        flat = [c for row in clips for c in row]
+        counts = sorted({_count(c) for c in flat})
+        if len(counts) > 1 and self.model_type not in MODEL_TYPES:
             raise VideoError(
                 "all videos of a batch need the same number of frames, got "
                 f"{', '.join(map(str, counts))}; sample them with the same `frames`"
@@ -176,10 +196,10 @@ class Preprocessor:
 
         Raises:
             VideoError: no frame came.
-            UnsupportedModelError: the official processor is in use; it takes all frames at once.
+            UnsupportedModelError: the processor takes all frames at once (see ``streams``).
         """
-        if self.official is not None:
-            raise UnsupportedModelError("the official processor takes all frames at once")
+        if not self.streams or not isinstance(self.frame_config, FrameConfig):
+            raise UnsupportedModelError("this model's processor takes all frames at once")
         writer: PixelWriter | None = None
         for frame in frames:
             if writer is None:
@@ -228,21 +248,27 @@ class Preprocessor:
     def _own_inputs(
         self,
         prompts: list[str],
-        clips: list[Tensor | Pixels],
+        clips: list[Clip],
         text_args: dict[str, Any],
         dtype: torch.dtype | None,
     ) -> dict[str, Tensor]:
+        if isinstance(self.frame_config, PatchConfig):
+            decoded = _decoded(clips)
+            return packed_inputs(
+                self.tokenizer, prompts, decoded, self.frame_config, self.model_type,
+                self.video_token, text_args, dtype,
+            )  # fmt: skip
         n = 0
         if clips and self._placeholders is not None:
             n = self._placeholders([_count(clips[0])])
         elif clips:
             n = _count(clips[0]) * self.tokens_per_frame + 1
-        out = tokenise(self.tokenizer, prompts, self.video_token, n, text_args)
+        out = tokenise(self.tokenizer, prompts, self.video_token, [n] * len(clips), text_args)
         if clips:
             pixels = [
                 c.values
                 if isinstance(c, Pixels)
-                else preprocess_video(c, self.frame_config, dtype=dtype)
+                else preprocess_video(_images(c), self.frame_config, dtype=dtype)
                 for c in clips
             ]
             out["pixel_values_videos"] = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
@@ -251,17 +277,15 @@ class Preprocessor:
     def _official_inputs(
         self,
         prompts: list[str],
-        clips: list[Tensor | Pixels],
+        clips: list[Clip],
         images: Any,
         text_args: dict[str, Any],
     ) -> dict[str, Tensor]:
-        frames = [c for c in clips if isinstance(c, Tensor)]
-        if len(frames) < len(clips):
-            raise UnsupportedModelError("the official processor takes decoded frames, not pixels")
         media: dict[str, Any] = {} if images is None else {"images": images}
-        if frames:
-            media["videos"] = [f.permute(0, 3, 1, 2) for f in frames]
-            media["videos_kwargs"] = {"do_sample_frames": False}
+        if decoded := _decoded(clips):
+            media["videos"] = [_images(c).permute(0, 3, 1, 2) for c in decoded]
+            times = [official_metadata(c) for c in decoded]
+            media["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": times}
         assert self.official is not None
         out = self.official(
             text=prompts, **media, text_kwargs=text_args, common_kwargs={"return_tensors": "pt"}
@@ -291,10 +315,12 @@ def _tokenizer(name: str) -> Any:
         raise load_error(name, e) from e
 
 
-def _frame_config(name: str, ours: dict[str, Any]) -> FrameConfig:
+def _frame_config(name: str, ours: dict[str, Any], kind: str) -> FrameConfig | PatchConfig:
     data = ours.get("video_processor")
     for file in ("video_preprocessor_config.json", "preprocessor_config.json"):
         data = data or read_json(name, file)
+    if kind in MODEL_TYPES:
+        return PatchConfig.from_dict(data or {}, per_video=kind == "qwen3_vl")
     return FrameConfig.from_dict(data or {})
 
 
@@ -314,13 +340,21 @@ def _tokens_per_frame(config: dict[str, Any], ours: dict[str, Any]) -> int:
     return int(math.ceil(math.isqrt(int(n)) / 2) ** 2)
 
 
-def _frames(clip: Clip) -> Tensor | Pixels:
+def _images(clip: Video | Tensor) -> Tensor:
+    """Return the frames ``[T, H, W, 3]``."""
+    return clip.frames if isinstance(clip, Video) else clip
+
+
+def _decoded(clips: Sequence[Clip]) -> list[Video | Tensor]:
+    found = [c for c in clips if not isinstance(c, Pixels)]
+    if len(found) < len(clips):
+        raise UnsupportedModelError("this model's processor takes decoded frames, not pixels")
+    return found
+
+
+def _count(clip: Clip) -> int:
     if isinstance(clip, Pixels):
-        return clip
-    frames = clip.frames if isinstance(clip, Video) else clip
+        return int(clip.values.shape[1])
+    frames = _images(clip)
     check_frames(frames)
-    return frames
-
-
-def _count(clip: Tensor | Pixels) -> int:
-    return int(clip.values.shape[1] if isinstance(clip, Pixels) else clip.shape[0])
+    return len(frames)

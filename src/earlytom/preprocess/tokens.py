@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,28 +10,37 @@ from torch import Tensor
 
 
 def tokenise(
-    tokenizer: Any, prompts: list[str], placeholder: str, count: int, options: dict[str, Any]
+    tokenizer: Any,
+    prompts: list[str],
+    placeholder: str,
+    counts: Sequence[int],
+    options: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """Tokenise ``prompts`` as if every ``placeholder`` stood there ``count`` times.
+    """Tokenise ``prompts`` as if their placeholders stood there as often as ``counts`` says.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        prompts: texts with one placeholder per video.
+        prompts: texts with placeholders.
         placeholder: text of the placeholder token.
-        count: how often it is repeated; 0 removes it.
+        counts: how often each is repeated, in the order of the texts; 0 removes it.
         options: of the tokenizer's call: left padding and ``add_special_tokens``.
 
     Returns:
         ``input_ids`` and ``attention_mask``, ``[B, L]`` int64, padded on the left.
     """
     place = _placeholder_id(tokenizer, placeholder)
-    if place is None or count == 0:
-        texts = [p.replace(placeholder, placeholder * count) for p in prompts]
+    if place is None or 0 in counts:
+        left = iter(counts)
+        cut = [p.split(placeholder) for p in prompts]
+        texts = ["".join([c[0], *(placeholder * next(left) + part for part in c[1:])]) for c in cut]
         out = dict(tokenizer(texts, return_tensors="pt", **options))
         return {k: out[k] for k in ("input_ids", "attention_mask")}
     found = tokenizer(prompts, add_special_tokens=options["add_special_tokens"])["input_ids"]
     rows = [torch.tensor(ids, dtype=torch.int64) for ids in found]
-    rows = [r.repeat_interleave(torch.where(r == place, count, 1)) for r in rows]
+    repeats = torch.ones(sum(len(r) for r in rows), dtype=torch.int64)
+    repeats[torch.cat(rows) == place] = torch.tensor(counts, dtype=torch.int64)
+    each = repeats.split([len(r) for r in rows])
+    rows = [r.repeat_interleave(n) for r, n in zip(rows, each, strict=True)]
     length = max(len(r) for r in rows)
     ids = torch.full((len(rows), length), int(tokenizer.pad_token_id))
     mask = torch.zeros_like(ids)

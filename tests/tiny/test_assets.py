@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from earlytom.tiny.architecture import build_model
-from earlytom.tiny.assets import build_tokenizer, processor_files
+from earlytom.tiny.architecture import architecture, build_model
+from earlytom.tiny.assets import build_tokenizer
 from earlytom.tiny.clips import plan_clip
 from earlytom.tiny.publish import publish
 from earlytom.tiny.vocabulary import ASSISTANT_ID, EOS_ID, USER_ID, VIDEO_ID, encode, words
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tokenizer_agrees_with_the_training_encoding() -> None:
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(architecture())
     assert tokenizer.convert_tokens_to_ids(list(words())) == list(range(len(words())))
     for seed in range(20):
         for q in plan_clip(seed, 8)[1]:
@@ -71,7 +71,9 @@ def test_processor_files_match_the_model(folder: Path) -> None:
 
     config = AutoConfig.from_pretrained(folder)
     grid = config.vision_config.image_size // config.vision_config.patch_size
-    files = {name: json.loads((folder / name).read_text()) for name in processor_files()}
+    files = {
+        name: json.loads((folder / name).read_text()) for name in architecture().processor_files()
+    }
     assert files["processor_config.json"]["num_image_tokens"] == grid**2
     assert files["processor_config.json"]["vision_feature_select_strategy"] == "full"
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):

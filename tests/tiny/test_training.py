@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,23 +14,28 @@ import torch
 
 from earlytom.errors import ConfigError
 from earlytom.files import atomic_write
-from earlytom.tiny import Phase, TrainConfig, TrainingInterrupted, train
-from earlytom.tiny.architecture import FrameEncoder, build_model, pool_tokens
+from earlytom.tiny import Phase, TrainConfig, TrainingInterrupted, train, training, weights_path
+from earlytom.tiny.architecture import architecture, build_model
 from earlytom.tiny.checkpoint import load_checkpoint
 from earlytom.tiny.clips import plan_clip
+from earlytom.tiny.config import ARCHITECTURES
+from earlytom.tiny.llava_onevision import pool_tokens
 from earlytom.tiny.optim import MatrixOptimizer, orthogonalise
 from earlytom.tiny.packed_lm import PackedLanguageModel
 from earlytom.tiny.packing import DrawClips, video_targets
-from earlytom.tiny.render import render
+from earlytom.tiny.render import frame_batch, pair_up, render
 from earlytom.tiny.stream import stream
-from earlytom.tiny.vocabulary import USER_ID, VIDEO_ID
-from earlytom.tiny.world import CELLS
+
+FAMILIES = pytest.mark.parametrize("arch", ARCHITECTURES)
+# of the checkpoints that the first family had before there was a second one
+SLOTS = {"vision.pt": "6096f5289284c339", "language.pt": "559cff7edc24e736"}
 
 
-def smoke(out: Path, **changes: object) -> TrainConfig:
+def smoke(out: Path, arch: str = ARCHITECTURES[0], **changes: object) -> TrainConfig:
     """A run of a few seconds."""
     base = TrainConfig(
         out=out,
+        arch=arch,
         vision_steps=3,
         vision_shallow=2,
         vision_schedule=((0, 1.0), (3, 0.1)),
@@ -39,7 +46,7 @@ def smoke(out: Path, **changes: object) -> TrainConfig:
         val_shots=6,
         val_frames=4,
         phases=(Phase(4, 1, 2), Phase(8, 1, 2)),
-        save_every=1,
+        save_seconds=0,
         eval_every=2,
         val_clips=1,
         compiled=False,
@@ -60,10 +67,15 @@ class Stop:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def arch(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(arch: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("straight")
-    return train(smoke(out))
+    return train(smoke(out, arch))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -72,12 +84,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, straight: Path) -> None:
+def test_interrupted_run_resumes_to_the_same_weights(
+    tmp_path: Path, straight: Path, arch: str
+) -> None:
     for stop, name in ((Stop("vision", 2), "vision.pt"), (Stop("language", 3), "language.pt")):
         with pytest.raises(TrainingInterrupted, match="checkpoint is in"):
-            train(smoke(tmp_path), stop)
+            train(smoke(tmp_path, arch), stop)
         assert (tmp_path / "checkpoints" / name).is_file()
-    train(smoke(tmp_path))
+    train(smoke(tmp_path, arch))
     want, got = weights(straight), weights(tmp_path)
     assert want.keys() == got.keys()
     for name in want:
@@ -90,34 +104,102 @@ def test_run_leaves_model_curve_and_recipe(straight: Path) -> None:
     assert {"learning_curve.json", "vision_curve.json", "training.json"} <= names
 
 
-def test_checkpoint_of_other_settings_is_refused(straight: Path) -> None:
+def test_checkpoint_of_other_settings_is_refused(straight: Path, arch: str) -> None:
     with pytest.raises(ConfigError, match="vision_lr"):
-        train(smoke(straight, vision_lr=0.5))
+        train(smoke(straight, arch, vision_lr=0.5))
+    other = next(a for a in ARCHITECTURES if a != arch)
+    with pytest.raises(ConfigError, match="arch"):
+        train(smoke(straight, other))
+
+
+def test_older_checkpoints_of_the_first_family_still_fit(straight: Path, arch: str) -> None:
+    """Names and shapes in them are what they were before there was a second family."""
+    if arch != ARCHITECTURES[0]:
+        pytest.skip("there are none")
+    for name, digest in SLOTS.items():
+        state = torch.load(straight / "checkpoints" / name, weights_only=True)
+        assert state.keys() == {"step", "optimizer", "recipe", "log"}
+        slots = state["optimizer"]["slots"].items()
+        shapes = sorted((k, *(tuple(t.shape) for t in v if t is not None)) for k, v in slots)
+        assert hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16] == digest, name
+
+
+def test_recipe_of_the_first_family_is_what_it_was(tmp_path: Path) -> None:
+    """Checkpoints are compared by it; the one of the shipped weights is older than the second."""
+    shipped = json.loads((weights_path() / "training.json").read_text())
+    config = TrainConfig(tmp_path)
+    assert json.loads(json.dumps(config.recipe())) == shipped
+    vision = {k: v for k, v in shipped.items() if k == "seed" or k.startswith("vision_")}
+    assert json.loads(json.dumps(config.vision_recipe())) == vision
+    assert TrainConfig.of(ARCHITECTURES[0], tmp_path) == config
+    second = TrainConfig.of("qwen2_5_vl", tmp_path)
+    assert second.recipe()["arch"] == second.vision_recipe()["arch"] == "qwen2_5_vl"
+
+
+def test_checkpoints_are_written_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(training.time, "monotonic", lambda: now)
+    saved = []
+    monkeypatch.setattr(training, "save_checkpoint", lambda path, state: saved.append(now))
+
+    class Stage:
+        def state_dict(self) -> dict[str, object]:
+            return {}
+
+    config = smoke(tmp_path, save_seconds=120)
+    checkpoint = training._Checkpoint(Stage(), tmp_path / "x.pt", {}, config)  # type: ignore[arg-type]
+    for step in range(10):
+        now += 50
+        checkpoint.save_if_due(last=step == 9)
+    assert saved == [150, 300, 450, 500]
 
 
 def test_bad_settings(tmp_path: Path) -> None:
-    for bad in ({"phases": ()}, {"phases": (Phase(5, 1, 1),)}, {"vision_steps": 0}):
+    bad: dict[str, object]
+    for bad in ({"phases": ()}, {"phases": (Phase(5, 1, 1),)}, {"vision_steps": 0},
+                {"arch": "qwen9"}, {"save_seconds": -1}):  # fmt: skip
         with pytest.raises(ConfigError):
-            smoke(tmp_path, **bad)
+            smoke(tmp_path, **bad)  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
         smoke(tmp_path).scaled(0)
 
 
-def test_packed_pass_equals_the_model() -> None:
-    model = build_model(1).eval()
-    packed = PackedLanguageModel(model, compiled=False)
+@FAMILIES
+def test_packed_pass_equals_the_model(arch: str) -> None:
+    """Questions beside each other, in one prompt each, and behind a cached video."""
+    family = architecture(arch)
+    model = family.build_model(1).eval()
+    packed = PackedLanguageModel(family, model, compiled=False)
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(1, 2, 3, 112, 112, generator=generator)
+    pixels = torch.randn(1, 4, 3, 112, 112, generator=generator)
     ids = torch.randint(7, 90, (1, 3, 9), generator=generator)
+    prefix = family.prefix_ids(4)
     with torch.no_grad():
-        video = FrameEncoder(model, compiled=False)(pixels[0]).view(1, 2 * CELLS, -1)
+        video = family.encoder(model, compiled=False)(pixels[0]).view(1, -1, 256)
         hidden = packed(video, ids)[-1][:, -27:].reshape(1, 3, 9, -1)
         got = packed.logits(hidden)
-        for j in range(3):
-            prefix = torch.tensor([USER_ID] + [VIDEO_ID] * (2 * CELLS + 1))
-            whole = torch.cat([prefix, ids[0, j]])[None]
-            want = model(input_ids=whole, pixel_values_videos=pixels).logits[0, -9:]
+        for j, row in enumerate(ids[0]):
+            whole = torch.tensor([[*prefix, *row.tolist()]])
+            want = model(**family.inputs(pixels, whole)).logits[0, -9:]
             assert torch.allclose(got[0, j], want, atol=1e-4)
+        first = family.inputs(pixels, torch.tensor([prefix]))
+        cache = model(**first, use_cache=True).past_key_values
+        behind = model(**family.more(4, row[None]), past_key_values=cache, use_cache=True)
+        assert torch.allclose(behind.logits[0], want, atol=1e-4)
+
+
+def test_pairs_are_shots_and_cuts() -> None:
+    """Both frames of a pair are seen together, in any order, and some pairs have a cut."""
+    rng = np.random.default_rng(0)
+    batch = frame_batch(rng, 64)
+    pairs = pair_up(rng, batch)
+    assert sorted(pairs.base.sum(1)) == sorted(batch.base.sum(1))
+    cut = (pairs.base[::2] != pairs.base[1::2]).any(1)
+    assert 1 < cut.sum() < 16
+    at = [next(i for i, p in enumerate(batch.pixels) if np.array_equal(p, q)) for q in pairs.pixels]
+    assert np.array_equal(pairs.labels.item, batch.labels.item[at])
+    assert np.array_equal(pairs.labels.centre, batch.labels.centre[at])
+    assert 4 < sum(a > b for a, b in zip(at[::2], at[1::2], strict=True)) < 28
 
 
 def test_pooling_equals_the_model() -> None:
@@ -131,6 +213,19 @@ def test_orthogonalise() -> None:
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
         assert float(values.min()) > 0.4
         assert float(values.max()) < 1.4
+
+
+def test_stacked_matrices_are_orthogonalised_one_by_one() -> None:
+    torch.manual_seed(0)
+    start, grads = torch.randn(3, 8, 8), torch.randn(3, 8, 8)
+    stacked = torch.nn.Parameter(start.flatten(0, 1).clone())
+    single = [torch.nn.Parameter(x.clone()) for x in start]
+    stacked.grad = grads.flatten(0, 1).clone()
+    for param, grad in zip(single, grads, strict=True):
+        param.grad = grad.clone()
+    MatrixOptimizer(0.02, 0.01).add([("attn.qkv.weight", stacked)]).step(1.0)
+    MatrixOptimizer(0.02, 0.01).add([(f"{i}.weight", p) for i, p in enumerate(single)]).step(1.0)
+    assert torch.allclose(stacked, torch.cat(single), atol=1e-6)
 
 
 def test_optimizer_lowers_a_loss() -> None:
@@ -151,11 +246,10 @@ def test_optimizer_lowers_a_loss() -> None:
 def test_video_targets_do_not_look_ahead() -> None:
     """Cutting the end of a clip off leaves the targets of the other frames as they are."""
     segments, _ = plan_clip(5, shots=3)
-    items = np.stack([render(s.shot)[1].item for s in segments]).astype(np.int8)  # type: ignore[union-attr]
-    numbered = [replace(s, index=i) for i, s in enumerate(segments)]
-    whole = video_targets(numbered, items)
-    short = video_targets(numbered[:2], items)
-    frames = sum(len(s.frames) for s in numbered[:2])
+    items = [render(s.shot, s.frames)[1].item.astype(np.int8) for s in segments]  # type: ignore[union-attr]
+    whole = video_targets(segments, items)
+    short = video_targets(segments[:2], items[:2])
+    frames = sum(len(s.frames) for s in segments[:2])
     for name, value in short.items():
         assert np.array_equal(value, whole[name][:frames]), name
 

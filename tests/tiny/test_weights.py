@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 from contextlib import contextmanager
 from typing import Any
@@ -12,15 +11,17 @@ import pytest
 from typer.testing import CliRunner
 
 from earlytom.cli.tiny import app
-from earlytom.tiny import evaluate, held_out, make_clip, weights_path
+from earlytom.tiny import evaluate, make_clip, weights_path
 from earlytom.tiny.architecture import normalise
-from earlytom.tiny.held_out import BlindGuesser
 from earlytom.tiny.questions import TYPES
 from earlytom.tiny.vocabulary import VIDEO
 
-pytestmark = pytest.mark.skipif(
-    not (weights_path() / "model.safetensors").is_file(), reason="weights are not built"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (weights_path() / "model.safetensors").is_file(), reason="weights are not built"
+    ),
+    pytest.mark.usefixtures("quick_guesser"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,6 @@ def model() -> Any:
     from transformers import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(weights_path()).eval()
-
-
-@pytest.fixture(autouse=True)
-def quick_guesser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guesser with less data; its accuracy is tested elsewhere."""
-    guesser = functools.lru_cache(lambda frames: BlindGuesser(frames, clips=50, shots=100))
-    monkeypatch.setattr(held_out, "_blind_guesser", guesser)
 
 
 def test_size_and_files() -> None:

@@ -29,12 +29,13 @@ from earlytom.hf.api import last_report
 from earlytom.method import Method
 from earlytom.models import find_adapter
 from earlytom.report import Report, VideoReport
-from earlytom.tiny.architecture import normalise
+from earlytom.tiny.architecture import architecture_of, normalise
 from earlytom.tiny.questions import Question
-from earlytom.tiny.vocabulary import ASSISTANT_ID, PAD_ID, USER_ID, VIDEO_ID, encode
-from earlytom.tiny.world import IMAGE_SIZE
+from earlytom.tiny.vocabulary import ASSISTANT_ID, PAD_ID, encode
+from earlytom.tiny.world import GRID, IMAGE_SIZE
 
 _PIXELS = ("pixel_values_videos", "pixel_values")
+_GRIDS = "video_grid_thw"
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,14 @@ class Examiner:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.arch = architecture_of(model)
         self.adapter = find_adapter(model)
         self.depth = len(self.adapter.decoder_layers)
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
         with torch.no_grad():  # hooks of transformers appear in the first call
-            blank = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.device, dtype=self.dtype)
-            self._ask_all(blank, [[]])
+            shape = (self.arch.step_frames, 3, IMAGE_SIZE, IMAGE_SIZE)
+            self._ask_all(torch.zeros(shape, device=self.device, dtype=self.dtype), [[]])
         self.replay = Replay(self.adapter)
         self.clip: SuiteClip | None = None
         self._encoder: dict[EncoderWork, tuple[float, float]] = {}
@@ -107,7 +109,7 @@ class Examiner:
             open=opened,
             retention=1.0 if reply.report is None else reply.report.achieved_retention,
             llm_retention=reply.llm_retention,
-            frames_out=len(self.pixels) if video is None else video.frames_out,
+            frames_out=self._steps if video is None else video.frames_out,
             flops=(encoder, projector, sum(llm) / len(llm), self._full_encoder),
             seconds=seconds,
             timed=None if timed is None else timed[:2],
@@ -147,10 +149,15 @@ class Examiner:
     def _encoder_flops(
         self, method: Method | None, video: VideoReport | None
     ) -> tuple[float, float]:
-        work = encoder_work(self.adapter, len(self.pixels), method, video)
+        work = encoder_work(self.adapter, self._steps, method, video, (GRID, GRID))
         if work not in self._encoder:
             self._encoder[work] = encoder_flops(self.adapter, work)
         return self._encoder[work]
+
+    @property
+    def _steps(self) -> int:
+        """Frames as the engine counts them."""
+        return len(self.pixels) // self.arch.step_frames
 
     def _llm_flops(self, work: tuple[LayerWork, ...]) -> float:
         if work not in self._llm:
@@ -160,24 +167,17 @@ class Examiner:
     # ------------------------------------------------------------------ forward passes
     def _ask_all(self, pixels: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
         """Logits ``[questions, vocabulary]`` for questions of one length, as whole prompts."""
-        ids = torch.tensor([[*self._prefix(pixels), *row] for row in rows], device=self.device)
-        logits: Tensor = self.model(
-            input_ids=ids,
-            pixel_values_videos=pixels[None].expand(len(rows), -1, -1, -1, -1),
-            use_cache=False,
-            logits_to_keep=1,
-        ).logits
+        prefix = self.arch.prefix_ids(len(pixels))
+        ids = torch.tensor([[*prefix, *row] for row in rows], device=self.device)
+        inputs = self.arch.inputs(pixels[None].expand(len(rows), -1, -1, -1, -1), ids)
+        logits: Tensor = self.model(**inputs, use_cache=False, logits_to_keep=1).logits
         return logits[:, -1]
-
-    def _prefix(self, pixels: Tensor) -> list[int]:
-        return [USER_ID] + [VIDEO_ID] * self.adapter.placeholder_count([len(pixels)])
 
     def _ask_shared(self, method: Method | None) -> Reply:
         """Read the video once; every question continues from the cache."""
-        ids = torch.tensor([self._prefix(self.pixels)], device=self.device)
-        cache = self.model(
-            input_ids=ids, pixel_values_videos=self.pixels[None], use_cache=True, logits_to_keep=1
-        ).past_key_values
+        ids = torch.tensor([self.arch.prefix_ids(len(self.pixels))], device=self.device)
+        inputs = self.arch.inputs(self.pixels[None], ids)
+        cache = self.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
         report = None if method is None else last_report(self.model)
         columns = ids.shape[1]
         if report is not None and report.prompt_columns is not None:
@@ -186,11 +186,9 @@ class Examiner:
         ends = torch.tensor([len(row) for row in self.rows], device=self.device) - 1
         width = int(ends.max()) + 1
         padded = [[*row, *[PAD_ID] * (width - len(row))] for row in self.rows]
-        logits = self.model(  # padding is on the right: no real token sees it
-            input_ids=torch.tensor(padded, device=self.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
+        more = self.arch.more(len(self.pixels), torch.tensor(padded, device=self.device))
+        # padding is on the right: no real token sees it
+        logits = self.model(**more, past_key_values=cache, use_cache=True).logits
         chosen = logits[torch.arange(len(self.rows), device=self.device), ends]
         works = [prompt_work(self.adapter, columns + len(row)) for row in self.rows]
         return Reply(chosen, works, report, 1.0 if report is None else report.llm_retention)
@@ -270,15 +268,21 @@ def _encode_once(adapter: Any) -> Iterator[None]:
     def features(*args: Any, **kwargs: Any) -> Any:
         # the name of the argument depends on the version of transformers
         name = next((k for k in _PIXELS if k in kwargs), None)
-        pixels = args[0] if name is None else kwargs[name]
+        pixels, rest = (args[0], args[1:]) if name is None else (kwargs[name], args)
+        grids: Any = kwargs.get(_GRIDS, rest[0] if adapter.packed and rest else None)
+        count = len(pixels if grids is None else grids)
         if not seen:
-            one = pixels[:1]
+            one = pixels[: len(pixels) // count]  # all videos are of one size
+            if _GRIDS in kwargs:
+                kwargs = {**kwargs, _GRIDS: grids[:1]}
+            elif grids is not None:
+                rest = (grids[:1], *rest[1:])
             if name is None:
-                seen.append(original(one, *args[1:], **kwargs))
+                seen.append(original(one, *rest, **kwargs))
             else:
-                seen.append(original(*args, **{**kwargs, name: one}))
+                seen.append(original(*rest, **{**kwargs, name: one}))
         rows = adapter.read_features(seen[0], [pixels.shape[1]])
-        return adapter.write_features(copy.copy(seen[0]), rows * len(pixels))
+        return adapter.write_features(copy.copy(seen[0]), list(rows) * count)
 
     with _instead(adapter.inner, features):
         yield

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from earlytom.errors import ConfigError, UnsupportedModelError
+from earlytom.hf.positions import positions_of
 from earlytom.method import Method
+from earlytom.models import find_adapter
 from earlytom.registry import list_methods, load_method, method_class
 
 FULL = "full"
@@ -119,6 +121,7 @@ class Entry:
         name: registered name of the method, None for the full model.
         note: a remark on how the ratio is meant.
         error: why the ratio cannot be reached or the model not be used, or None.
+        positions: where the tokens left stand in this model, None if that is not known.
     """
 
     label: str
@@ -127,6 +130,7 @@ class Entry:
     name: str | None = None
     note: str | None = None
     error: str | None = None
+    positions: str | None = None
 
 
 def entry(contender: Contender, ratio: float, positions: str, model: Any, depth: int) -> Entry:
@@ -137,13 +141,14 @@ def entry(contender: Contender, ratio: float, positions: str, model: Any, depth:
     """
     label, name = contender.label, contender.method
 
-    def fitting(**changes: Any) -> Method:
+    def fitting(note: str | None = None, **changes: Any) -> Entry:
         method = contender.build(depth, retention_ratio=ratio, positions=positions, **changes)
         with method(model):  # layers and ratios are checked here
-            return method
+            where = positions_of(find_adapter(model), method)
+        return Entry(label, ratio, method, name, note, positions=where)
 
     try:
-        return Entry(label, ratio, fitting(), name)
+        return fitting()
     except UnsupportedModelError as e:
         return Entry(label, ratio, None, name, error=str(e))
     except ConfigError as e:
@@ -151,7 +156,7 @@ def entry(contender: Contender, ratio: float, positions: str, model: Any, depth:
     if "budget" in {f.name for f in dataclasses.fields(method_class(name))}:
         try:
             note = f"share kept behind its last pruning point ({error})"
-            return Entry(label, ratio, fitting(budget="behind"), name, note)
+            return fitting(note, budget="behind")
         except ConfigError as e:
             error = str(e)
     return Entry(label, ratio, None, name, error=error)

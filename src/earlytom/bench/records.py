@@ -165,6 +165,9 @@ def save_done(
 
 def _head(task: Task, status: str, note: str | None, environment: dict[str, Any]) -> dict[str, Any]:
     method = task.entry.method
+    positions = None
+    if method is not None:  # models with several axes keep positions where methods would not
+        positions = task.entry.positions or method.resolved_positions()
     return {
         "schema": SCHEMA,
         "status": status,
@@ -179,7 +182,7 @@ def _head(task: Task, status: str, note: str | None, environment: dict[str, Any]
         "method": None if task.entry.label == FULL else task.entry.name,
         "config": None if method is None else method.to_dict(),
         "retention_ratio": task.entry.retention_ratio,
-        "positions": None if method is None else method.resolved_positions(),
+        "positions": positions,
         "environment": environment | {"date": datetime.datetime.now().isoformat("T", "seconds")},
     }
 

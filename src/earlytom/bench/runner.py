@@ -236,7 +236,9 @@ def describe_model(folder: Path, given: Path | None) -> dict[str, Any]:
     recipe = folder / "training.json"
     if recipe.is_file():
         try:
-            name = f"tiny-seed{int(json.loads(recipe.read_text(encoding='utf-8'))['seed'])}"
+            made = json.loads(recipe.read_text(encoding="utf-8"))
+            family = f"{made['arch']}-" if "arch" in made else ""
+            name = f"tiny-{family}seed{int(made['seed'])}"
             origin = "trained (generated videos)"
         except (ValueError, KeyError, TypeError):
             pass  # not a recipe of ours

@@ -14,6 +14,7 @@ from rich.table import Table
 from earlytom.cli import _options as opt
 from earlytom.cli._output import console, emit, guarded, progress_console, quiet
 from earlytom.errors import ConfigError
+from earlytom.tiny.config import ARCHITECTURES, DEFAULT_ARCH, TrainConfig
 
 app = typer.Typer(no_args_is_help=True, help="Train, evaluate and feed the built-in tiny model.")
 
@@ -35,6 +36,9 @@ def _progress() -> Progress:
 @guarded
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    arch: Annotated[
+        str, typer.Option(help=f"Family of the model: {', '.join(ARCHITECTURES)}.")
+    ] = DEFAULT_ARCH,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoints in --out.")] = True,
     scale: Annotated[
@@ -42,14 +46,25 @@ def train(
     ] = 1.0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile.")] = True,
+    save_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds between checkpoints.")
+    ] = TrainConfig.save_seconds,
     as_json: AsJson = False,
 ) -> None:
-    """Train the tiny model from scratch (about 1.5 hours on two CPU cores at scale 1)."""
-    from earlytom.tiny import TrainConfig, TrainingInterrupted
+    """Train a tiny model from scratch (about 1.5 hours on two CPU cores at scale 1)."""
+    from earlytom.tiny import TrainingInterrupted
     from earlytom.tiny import train as run
 
     quiet()
-    config = TrainConfig(out=out, seed=seed, resume=resume, threads=threads, compiled=compile_)
+    config = TrainConfig.of(
+        arch,
+        out,
+        seed=seed,
+        resume=resume,
+        threads=threads,
+        compiled=compile_,
+        save_seconds=save_seconds,
+    )
     try:
         with _progress() as bars:
             tasks: dict[str, Any] = {}

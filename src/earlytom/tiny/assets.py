@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from earlytom.tiny.architecture import PATCH, PIXEL_MEAN, PIXEL_STD
+from earlytom.tiny.architecture import Architecture
 from earlytom.tiny.vocabulary import (
     ASSISTANT,
     EOS,
@@ -19,43 +19,52 @@ from earlytom.tiny.vocabulary import (
     VIDEO,
     word_ids,
 )
-from earlytom.tiny.world import IMAGE_SIZE
-
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'assistant' -%}"
-    + ASSISTANT
-    + "{%- else -%}"
-    + USER
-    + "{%- endif -%}"
-    "{%- if message['content'] is string -%}"
-    "{{ ' ' + message['content'] }}"
-    "{%- else -%}"
-    "{%- for part in message['content'] if part['type'] == 'image' -%}{{ ' "
-    + IMAGE
-    + "' }}{%- endfor -%}"
-    "{%- for part in message['content'] if part['type'] == 'video' -%}{{ ' "
-    + VIDEO
-    + "' }}{%- endfor -%}"
-    "{%- for part in message['content'] if part['type'] == 'text' -%}"
-    "{{ ' ' + part['text'] }}"
-    "{%- endfor -%}"
-    "{%- endif -%}"
-    "{%- if message['role'] == 'assistant' -%}{{ ' "
-    + EOS
-    + "' }}{%- else -%}{{ ' ' }}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}" + ASSISTANT + "{%- endif -%}"
-)
 
 
-def build_tokenizer() -> Any:
+def chat_template(arch: Architecture) -> str:
+    """Jinja text: images and videos of a message come first, then its text."""
+    before, behind = (arch.extra_tokens.get(f"vision_{end}_token", "") for end in ("start", "end"))
+
+    def parts(kind: str, token: str) -> str:
+        text = " ".join(t for t in (before, token, behind) if t)
+        return (
+            f"{{%- for part in message['content'] if part['type'] == '{kind}' -%}}"
+            f"{{{{ ' {text}' }}}}{{%- endfor -%}}"
+        )
+
+    return (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'assistant' -%}"
+        + ASSISTANT
+        + "{%- else -%}"
+        + USER
+        + "{%- endif -%}"
+        "{%- if message['content'] is string -%}"
+        "{{ ' ' + message['content'] }}"
+        "{%- else -%}"
+        + parts("image", IMAGE)
+        + parts("video", VIDEO)
+        + "{%- for part in message['content'] if part['type'] == 'text' -%}"
+        "{{ ' ' + part['text'] }}"
+        "{%- endfor -%}"
+        "{%- endif -%}"
+        "{%- if message['role'] == 'assistant' -%}{{ ' "
+        + EOS
+        + "' }}{%- else -%}{{ ' ' }}{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}" + ASSISTANT + "{%- endif -%}"
+    )
+
+
+def build_tokenizer(arch: Architecture) -> Any:
     """A word-level ``PreTrainedTokenizerFast``: lower-case words and single punctuation marks."""
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(WordLevel(word_ids(), unk_token=UNKNOWN))
+    ids = dict(word_ids())
+    ids |= {token: len(ids) + i for i, token in enumerate(arch.extra_tokens.values())}
+    core = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()]
@@ -70,53 +79,14 @@ def build_tokenizer() -> Any:
             "video_token": VIDEO,
             "user_token": USER,
             "assistant_token": ASSISTANT,
+            **arch.extra_tokens,
         },
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(arch),
         padding_side="left",
         model_max_length=4096,
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
-
-
-def processor_files() -> dict[str, dict[str, Any]]:
-    """Contents of the processor JSON files, by file name.
-
-    Written by hand because the processor classes need torchvision, which this package does not.
-    """
-    pixels: dict[str, Any] = {
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [PIXEL_MEAN] * 3,
-        "image_std": [PIXEL_STD] * 3,
-        "processor_class": "LlavaOnevisionProcessor",
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    }
-    return {
-        "preprocessor_config.json": {
-            **pixels,
-            "do_pad": True,
-            "image_grid_pinpoints": [[IMAGE_SIZE, IMAGE_SIZE]],
-            "image_processor_type": "LlavaOnevisionImageProcessor",
-        },
-        "video_preprocessor_config.json": {
-            **pixels,
-            "do_sample_frames": False,
-            "video_processor_type": "LlavaOnevisionVideoProcessor",
-        },
-        "processor_config.json": {
-            "image_token": IMAGE,
-            "num_image_tokens": (IMAGE_SIZE // PATCH) ** 2,
-            "processor_class": "LlavaOnevisionProcessor",
-            "video_token": VIDEO,
-            "vision_aspect_ratio": "anyres_max_9",
-            "vision_feature_select_strategy": "full",
-        },
-    }
 
 
 def generation_config() -> Any:
@@ -128,8 +98,8 @@ def generation_config() -> Any:
     )
 
 
-def save_assets(folder: Path) -> None:
+def save_assets(folder: Path, arch: Architecture) -> None:
     """Write tokenizer, chat template and processor files into ``folder``."""
-    build_tokenizer().save_pretrained(folder)
-    for name, data in processor_files().items():
+    build_tokenizer(arch).save_pretrained(folder)
+    for name, data in arch.processor_files().items():
         (folder / name).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earlytom.tiny.architecture import TEXT_WIDTH
+from earlytom.tiny.architecture import TEXT_WIDTH, Architecture
 from earlytom.tiny.packing import IGNORE
-from earlytom.tiny.world import COLORS, SHAPES
+from earlytom.tiny.readout import ReadOut
+from earlytom.tiny.world import CELLS, COLORS, GRID, SHAPES
 
 VIDEO_CLASSES = {
     "cut": 2,
@@ -27,6 +28,8 @@ VIDEO_CLASSES = {
 }
 VIDEO_VALUES = {"travel": 2, "time": 1}
 VIDEO_FLAGS = {"shapes_now": len(SHAPES), "shapes_before": len(SHAPES)}
+# where a token is, and where the object is that it shows: for models whose tower cannot know
+PLACE_VALUES = {"cell": 2, "place": 2}
 NAMED_CLASSES = {
     "segment": 4,
     "shape": len(SHAPES),
@@ -36,33 +39,21 @@ NAMED_CLASSES = {
 NAMED_VALUES = {"place": 2, "travel": 2, "time": 1}
 
 
-class ReadOut(nn.Module):
-    """Norm and one linear layer, split by target name."""
-
-    def __init__(self, sizes: dict[str, int]) -> None:
-        super().__init__()
-        self.sizes = sizes
-        self.norm = nn.RMSNorm(TEXT_WIDTH)
-        self.out = nn.Linear(TEXT_WIDTH, sum(sizes.values()))
-
-    def forward(self, hidden: Tensor) -> dict[str, Tensor]:
-        """``[..., D]`` to one float32 tensor ``[..., size]`` per target."""
-        parts = self.out(self.norm(hidden)).float().split(list(self.sizes.values()), -1)
-        return dict(zip(self.sizes, parts, strict=True))
-
-
 class AuxiliaryHeads(nn.Module):
     """Read-outs for video tokens and for naming tokens of questions."""
 
-    def __init__(self) -> None:
+    def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.video = ReadOut(VIDEO_CLASSES | VIDEO_VALUES | VIDEO_FLAGS)
-        self.named = ReadOut(NAMED_CLASSES | NAMED_VALUES)
+        self.places = arch.places_given
+        sizes = VIDEO_CLASSES | VIDEO_VALUES | VIDEO_FLAGS
+        sizes |= PLACE_VALUES if self.places else {}
+        self.video = ReadOut(sizes, nn.RMSNorm(TEXT_WIDTH), arch.step_frames)
+        self.named = ReadOut(NAMED_CLASSES | NAMED_VALUES, nn.RMSNorm(TEXT_WIDTH))
 
     def video_losses(
         self, hidden: Tensor, want: dict[str, NDArray]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses and accuracies on video tokens ``[B, T, 49, D]``."""
+        """Losses and accuracies on video tokens ``[B, steps, 49, D]``."""
         out = self.video(hidden)
         to = {k: torch.from_numpy(v).to(hidden.device) for k, v in want.items()}
         losses, right = {}, {}
@@ -75,8 +66,11 @@ class AuxiliaryHeads(nn.Module):
             losses[name] = functional.binary_cross_entropy_with_logits(out[name], to[name])
         losses["time"] = (out["time"] - to["time"]).abs().mean()
         moving = (to["motion"] >= 0)[..., None]
-        error = (out["travel"] - to["travel"]).abs() * moving
-        losses["travel"] = error.sum() / moving.sum().clamp(min=1)
+        losses["travel"] = _mean_where(moving, out["travel"] - to["travel"])
+        if self.places:
+            covered = (to["shape"] > 0)[..., None]
+            losses["place"] = _mean_where(covered, out["place"] - to["place"])
+            losses["cell"] = (out["cell"] - _cells().to(hidden.device)).abs().mean()
         return losses, right
 
     def named_losses(
@@ -92,3 +86,15 @@ class AuxiliaryHeads(nn.Module):
         for name in NAMED_VALUES:
             losses[name] = (out[name] - to[name]).abs().mean()
         return losses, right
+
+
+def _mean_where(mask: Tensor, error: Tensor) -> Tensor:
+    """Mean absolute error where ``mask [..., 1]`` holds."""
+    return (error.abs() * mask).sum() / mask.sum().clamp(min=1)
+
+
+def _cells() -> Tensor:
+    """Column and row ``[49, 2]`` of every cell, in units of two cells around the middle."""
+    cells = torch.arange(CELLS)
+    grid = torch.stack([cells % GRID, cells // GRID], 1).float()
+    return (grid - (GRID - 1) / 2) / 2

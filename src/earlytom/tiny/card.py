@@ -10,28 +10,24 @@ from typing import Any
 from safetensors import safe_open
 
 from earlytom.files import write_text
+from earlytom.tiny.architecture import architecture
 from earlytom.tiny.questions import TYPES
 
 _HEAD = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: video-text-to-text
-tags: [video, tiny, llava-onevision, synthetic]
+tags: [video, tiny, {tag}, synthetic]
 ---
 
 # earlytom tiny: a small video language model for tests and demonstrations
 
-A `LlavaOnevisionForConditionalGeneration` with {millions:.1f} million parameters (bfloat16),
+A `{kind}` with {millions:.1f} million parameters (bfloat16),
 trained from scratch on procedurally generated videos. It answers twelve types of questions about
 such videos with one word. It knows nothing else: photographs, other videos and other questions
 are outside what it can do. Its use is to try and to measure video token compression without a
 download, on a model that has the real architecture and really needs its tokens.
-
-* Vision: SigLIP, 112x112 pixels, patches of 8 (196 per frame), 12 layers, 160 wide; pooled 2x to
-  49 tokens per frame.
-* Language: Qwen2, 6 layers, 256 wide, tied embeddings, a vocabulary of {words} words.
-* Prompt: `<user> <video> question ? <assistant>`; the answer is one word, then `<eos>`.
-* Pixels: `(x / 255 - 0.5) / 0.25`. Clips of 4 to 32 frames; trained most on 16.
+{pitch}* Pixels: `(x / 255 - 0.5) / 0.25`. Clips of 4 to 32 frames; trained most on 16.
 * It never saw compressed, dropped or merged tokens in training, and positions are the ordinary
   ones, so measured losses of compression are not trained away.
 """
@@ -47,7 +43,11 @@ def write_card(folder: Path, notes: str = "") -> None:
         names = file.keys()
         count = sum(math.prod(file.get_slice(name).get_shape()) for name in names)
     words = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
-    parts = [_HEAD.format(millions=count / 1e6, words=words)]
+    config = json.loads((folder / "config.json").read_text())
+    arch = architecture(config["model_type"])
+    head = {"tag": arch.name.replace("_", "-"), "kind": config["architectures"][0]}
+    pitch = arch.pitch.format(words=words)
+    parts = [_HEAD.format(millions=count / 1e6, pitch=pitch, **head)]
     evaluation = folder / "evaluation.json"
     if evaluation.is_file():
         parts.append(_evaluation(json.loads(evaluation.read_text())))
@@ -103,10 +103,9 @@ def _recipe(recipe: dict[str, Any]) -> str:
             "## Training",
             "",
             "`earlytom tiny train --out DIR` with the settings below (`training.json`). Stage 1 "
-            "teaches the vision tower and projector, frame by frame, what each pooled token "
-            "shows; stage 2 freezes them and teaches the language model on encoded shots that "
-            "are cut into clips. Auxiliary linear heads on hidden states speed up stage 2 and "
-            "are thrown away.",
+            "teaches the vision tower and projector what each visual token shows; stage 2 "
+            "freezes them and teaches the language model on shots that are cut into clips. "
+            "Auxiliary linear heads on hidden states speed up stage 2 and are thrown away.",
             "",
             "```json",
             "{\n"
@@ -147,10 +146,12 @@ def _curve(curve: list[dict[str, Any]]) -> str:
 def _dense_curve(curve: list[dict[str, Any]]) -> str:
     """Validation of the dense read-outs over the steps of stage 1."""
     names = ("shape", "color", "digit", "letter")
+    errors = {"centre_px": "centre", "offset_px": "centre in its cell", "cell": "position"}
+    there = [k for k in errors if k in curve[0]]
     rows = [
         f"| {e['step']} | "
-        + " | ".join(_percent(e[n]) for n in names)
-        + f" | {e['centre_px']:.1f} | {e['cell']:.2f} |"
+        + " | ".join([*(_percent(e[n]) for n in names), *(f"{e[k]:.2f}" for k in there)])
+        + " |"
         for e in curve
     ]
     return "\n".join(
@@ -158,10 +159,11 @@ def _dense_curve(curve: list[dict[str, Any]]) -> str:
             "## Learning curve of stage 1",
             "",
             "Accuracy in % of the linear read-outs on covered cells of held-out frames, and mean "
-            "errors of the object centre (pixels) and of the cell's own position (cells).",
+            "errors of the object centre (pixels) and, where the tower can know it, of the cell's "
+            "own position (cells).",
             "",
-            "| step | shape | color | digit | letter | centre | position |",
-            "|---|---|---|---|---|---|---|",
+            f"| step | {' | '.join(names)} | {' | '.join(errors[k] for k in there)} |",
+            "|" + "---|" * (1 + len(names) + len(there)),
             *rows,
             "",
         ]

@@ -6,7 +6,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from earlytom.checks import check_choice
 from earlytom.errors import ConfigError
+
+ARCHITECTURES = ("llava_onevision", "qwen2_5_vl")
+DEFAULT_ARCH = "llava_onevision"
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,15 @@ def _phases() -> tuple[Phase, ...]:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that determines a training run, except the machine.
+    """Everything that determines a training run, except the machine; see also :meth:`of`.
 
-    ``vision_*`` describe the dense per-frame pretraining (``vision_shallow`` is the number of
-    steps with every second layer off, ``vision_schedule`` and ``language_schedule``
-    give (step, learning-rate factor) knots), ``bank_shots`` / ``val_shots`` how many
-    shots are encoded once for the language stage, ``phases`` its curriculum.  In the last phase
-    one batch in ``short_every`` has clips of half the frames and one in ``long_every`` of twice
-    the frames.  ``compiled`` and ``workers`` change speed only (``workers=0`` draws data in the
-    training process).
+    ``arch`` is the model type.  ``vision_*`` describe the dense per-frame pretraining
+    (``vision_shallow`` is the number of steps with every second layer off, ``vision_schedule`` and
+    ``language_schedule`` give (step, learning-rate factor) knots), ``bank_shots`` / ``val_shots``
+    how many shots the language stage has, ``phases`` its curriculum.  In the last phase one batch
+    in ``short_every`` has clips of half the frames and one in ``long_every`` of twice the frames.
+    ``compiled`` and ``workers`` change speed only (``workers=0`` draws data in the training
+    process); checkpoints are written every ``save_seconds``.
     """
 
     out: Path
@@ -60,24 +64,35 @@ class TrainConfig:
     language_schedule: tuple[tuple[int, float], ...] = ((0, 1.0), (400, 0.875), (2150, 0.01))
     auxiliary_weight: float = 2.0
     questions_per_clip: int = 14
-    save_every: int = 200
+    save_seconds: float = 120.0
     eval_every: int = 200
     val_clips: int = 96
     compiled: bool = True
     workers: int = 1
     threads: int = 2
+    arch: str = DEFAULT_ARCH
+
+    @classmethod
+    def of(cls, arch: str, out: Path, **changes: Any) -> TrainConfig:
+        """The settings that were found for a family, with ``changes``."""
+        from earlytom.tiny.architecture import architecture  # needs torch
+
+        return cls(out=out, arch=arch, **{**architecture(arch).settings, **changes})
 
     def __post_init__(self) -> None:
+        check_choice("arch", self.arch, ARCHITECTURES)
         if not self.phases:
             raise ConfigError("phases must not be empty")
         for phase in self.phases:
             if phase.frames not in (4, 8, 16, 32) or phase.batch < 1 or phase.steps < 1:
                 raise ConfigError(f"phase {phase} needs frames in 4, 8, 16, 32 and steps >= 1")
-        for name in ("vision_steps", "vision_batch", "val_clips", "save_every", "eval_every"):
+        for name in ("vision_steps", "vision_batch", "val_clips", "eval_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.bank_shots < 4 or self.val_shots < 4:
             raise ConfigError("bank_shots and val_shots must be at least 4")
+        if not self.save_seconds >= 0:
+            raise ConfigError(f"save_seconds must not be negative, got {self.save_seconds}")
 
     @property
     def language_steps(self) -> int:
@@ -102,13 +117,19 @@ class TrainConfig:
 
     def vision_recipe(self) -> dict[str, Any]:
         """The settings that determine stage 1, as plain data."""
-        data = asdict(self)
-        return {k: v for k, v in data.items() if k == "seed" or k.startswith("vision_")}
+        data = self.recipe()
+        return {k: v for k, v in data.items() if k in ("seed", "arch") or k.startswith("vision_")}
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that determine the weights, as plain JSON data."""
+        """The settings that determine the weights, as plain JSON data.
+
+        Checkpoints are compared by it, so the default family is not named: there was no other.
+        """
         data = asdict(self)
-        for name in ("out", "resume", "compiled", "workers", "threads", "save_every", "val_frames"):
+        names = ("out", "resume", "compiled", "workers", "threads", "save_seconds", "val_frames")
+        for name in names:
             data.pop(name)
         data["phases"] = [asdict(p) for p in self.phases]
+        if self.arch == DEFAULT_ARCH:
+            data.pop("arch")
         return data

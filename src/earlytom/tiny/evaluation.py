@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from earlytom.tiny.architecture import normalise
+from earlytom.tiny.architecture import architecture_of, normalise
 from earlytom.tiny.clips import render_segments
 from earlytom.tiny.facts import Segment
 from earlytom.tiny.held_out import blind_accuracy, evaluation_set
 from earlytom.tiny.questions import TYPES, Question
-from earlytom.tiny.vocabulary import ASSISTANT_ID, USER_ID, VIDEO_ID, encode
-from earlytom.tiny.world import CELLS
+from earlytom.tiny.vocabulary import ASSISTANT_ID, encode
 
 
 @dataclass(frozen=True)
@@ -50,47 +49,51 @@ class EvalResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Watched:
+    """What a model keeps of a video."""
+
+    cache: Any
+    frames: int
+
+
 class _Asker:
     """Runs one model on clips."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        self.model, self.arch = model, architecture_of(model)
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
 
-    def watch(self, segments: list[Segment]) -> Any:
-        """The cache after ``<user>`` and the video."""
+    def watch(self, segments: list[Segment]) -> _Watched:
+        """The cache after the video."""
         pixels = normalise(render_segments(segments)).to(self.device, self.dtype)
-        ids = [USER_ID] + [VIDEO_ID] * (CELLS * len(pixels) + 1)
-        out = self.model(
-            input_ids=torch.tensor([ids], device=self.device),
-            pixel_values_videos=pixels[None],
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.past_key_values
+        ids = torch.tensor([self.arch.prefix_ids(len(pixels))], device=self.device)
+        out = self.model(**self.arch.inputs(pixels[None], ids), use_cache=True, logits_to_keep=1)
+        return _Watched(out.past_key_values, len(pixels))
 
-    def ask(self, cache: Any, question: Question) -> bool:
-        """Whether the likeliest candidate is the answer; leaves ``cache`` as it is."""
-        ids = [*encode(question.question), ASSISTANT_ID]
+    def ask(self, video: _Watched | list[Segment], question: Question) -> bool:
+        """Whether the likeliest candidate is the answer.
+
+        The question follows a cached video, which stays as it is, or goes with the video into one
+        forward pass.
+        """
+        if not isinstance(video, _Watched):
+            return self._ask_whole(video, question)
+        ids = torch.tensor([[*encode(question.question), ASSISTANT_ID]], device=self.device)
         out = self.model(
-            input_ids=torch.tensor([ids], device=self.device),
-            past_key_values=copy.deepcopy(cache),
+            **self.arch.more(video.frames, ids),
+            past_key_values=copy.deepcopy(video.cache),
             use_cache=True,
             logits_to_keep=1,
         )
         return _best(out.logits[0, -1], question) == question.answer
 
-    def ask_whole(self, segments: list[Segment], question: Question) -> bool:
-        """The same with video and question in one forward pass."""
+    def _ask_whole(self, segments: list[Segment], question: Question) -> bool:
         pixels = normalise(render_segments(segments)).to(self.device, self.dtype)
-        video = [VIDEO_ID] * (CELLS * len(pixels) + 1)
-        ids = [USER_ID, *video, *encode(question.question), ASSISTANT_ID]
-        out = self.model(
-            input_ids=torch.tensor([ids], device=self.device),
-            pixel_values_videos=pixels[None],
-            logits_to_keep=1,
-        )
+        row = [*self.arch.prefix_ids(len(pixels)), *encode(question.question), ASSISTANT_ID]
+        ids = torch.tensor([row], device=self.device)
+        out = self.model(**self.arch.inputs(pixels[None], ids), logits_to_keep=1)
         return _best(out.logits[0, -1], question) == question.answer
 
 
@@ -130,27 +133,19 @@ def evaluate(
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     wrong_right = wrong_asked = 0
-    previous: Any = None
+    previous: _Watched | list[Segment] | None = None
     was_training = model.training
     model.eval()
     with context():
         for done, plan in enumerate(plans):
-            cache = None if whole_prompt else asker.watch(plan.segments)
+            video = plan.segments if whole_prompt else asker.watch(plan.segments)
             for question in plan.questions:
                 asked[question.type] += 1
-                right[question.type] += (
-                    asker.ask_whole(plan.segments, question)
-                    if whole_prompt
-                    else asker.ask(cache, question)
-                )
+                right[question.type] += asker.ask(video, question)
                 if previous is not None and wrong_asked < control:
                     wrong_asked += 1
-                    wrong_right += (
-                        asker.ask_whole(previous, question)
-                        if whole_prompt
-                        else asker.ask(previous, question)
-                    )
-            previous = plan.segments if whole_prompt else cache
+                    wrong_right += asker.ask(previous, question)
+            previous = video
             progress(done + 1, len(plans))
     model.train(was_training)
     return EvalResult(

@@ -1,4 +1,4 @@
-"""Stage 2: the language model learns to answer on cached video tokens.
+"""Stage 2: the language model learns to answer on the tokens of a finished tower.
 
 Vision stays frozen.  The loss is that of the answer word and ``<eos>``, plus the auxiliary
 losses of :mod:`earlytom.tiny.auxiliary`.
@@ -7,7 +7,6 @@ losses of :mod:`earlytom.tiny.auxiliary`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from earlytom.tiny.architecture import TEXT_WIDTH, architecture
 from earlytom.tiny.auxiliary import AuxiliaryHeads
-from earlytom.tiny.bank import load_features, load_scenery
+from earlytom.tiny.bank import Footage, load_scenery
 from earlytom.tiny.config import TrainConfig
 from earlytom.tiny.optim import MatrixOptimizer, schedule
 from earlytom.tiny.packed_lm import PackedLanguageModel
@@ -34,46 +34,44 @@ class LanguageStage:
     """Model parts, heads, optimiser, data and step count of stage 2."""
 
     def __init__(
-        self, config: TrainConfig, model: Any, bank: Path, val_bank: Path, device: torch.device
+        self, config: TrainConfig, model: Any, footage: Footage, val: Footage, device: torch.device
     ) -> None:
-        self.config, self.device = config, device
-        self.features, self.val_features = load_features(bank), load_features(val_bank)
-        self.lm = PackedLanguageModel(model, compiled=config.compiled)
-        for part in (model.model.vision_tower, model.model.multi_modal_projector):
-            part.requires_grad_(False)
+        self.config, self.device, self.footage = config, device, footage
+        self.arch = arch = architecture(config.arch)
+        self.lm = PackedLanguageModel(arch, model, compiled=config.compiled)
+        arch.freeze_vision(model)
         torch.manual_seed(config.seed + 2)
-        self.heads = AuxiliaryHeads().to(device, torch.bfloat16)
+        self.heads = AuxiliaryHeads(arch).to(device, torch.bfloat16)
         named = [(f"lm.{n}", p) for n, p in self.lm.named_parameters()]
         named += [(f"head.{n}", p) for n, p in self.heads.named_parameters()]
         self.optimizer = MatrixOptimizer(config.language_lr, config.language_adam_lr).add(named)
         self.draw = DrawClips(
             seed=config.seed,
-            scenery=bank / "scenery.pkl",
+            scenery=footage.scenery,
             phases=config.phases,
             short_every=config.short_every,
             long_every=config.long_every,
             slots=config.questions_per_clip,
             hard=tuple(HARD.items()),
+            intervals=tuple(arch.intervals),
         )
-        self.val = self._validation(val_bank)
+        self.val = self._validation(val)
         self.step = 0
 
-    def _validation(self, bank: Path) -> dict[int, list[PackedBatch]]:
-        """Fixed validation batches per clip length, from shots that training never sees."""
-        scenery = load_scenery(bank / "scenery.pkl")
+    def _validation(self, footage: Footage) -> dict[int, list[tuple[PackedBatch, Tensor]]]:
+        """Fixed validation batches with tokens per clip length; training never sees their shots."""
+        scenery = load_scenery(footage.scenery)
         slots = self.config.questions_per_clip
-        batches: dict[int, list[PackedBatch]] = {}
+        batches: dict[int, list[tuple[PackedBatch, Tensor]]] = {}
         for phase in self.config.phases:
             rng = np.random.default_rng((self.config.seed, 6, phase.frames))
-            batches[phase.frames] = [
-                pack(
-                    make_clips(rng, scenery, phase.frames, phase.batch, slots),
-                    scenery.items,
-                    slots,
-                    {},
-                )
-                for _ in range(max(1, self.config.val_clips // phase.batch))
-            ]
+            batches[phase.frames] = []
+            for _ in range(max(1, self.config.val_clips // phase.batch)):
+                clips = make_clips(rng, scenery, phase.frames, phase.batch, slots)
+                batch = pack(clips, scenery.items, slots, {})
+                tokens = footage.tokens(batch)
+                batch.pixels = None
+                batches[phase.frames].append((batch, tokens))
         return batches
 
     def batches(self) -> Iterator[PackedBatch]:
@@ -81,18 +79,16 @@ class LanguageStage:
         last = self.config.language_steps
         return stream(self.draw, self.step, last, self.config.workers)
 
-    def _run(self, batch: PackedBatch, features: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Hidden states of all layers and the ids, for a batch over a feature bank."""
-        tokens = features[torch.from_numpy(batch.shot), torch.from_numpy(batch.frame)]
-        video = tokens.flatten(1, 2).to(self.device)
+    def _run(self, batch: PackedBatch, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Hidden states of all layers and the ids, for a batch and its visual tokens."""
         ids = torch.from_numpy(batch.ids).to(self.device)
-        return self.lm(video, ids), ids
+        return self.lm(tokens.to(self.device), ids, batch.interval), ids
 
     def losses(self, batch: PackedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted losses ``answer``, ``eos``, ``video``, ``named``; accuracies of the heads."""
-        states, ids = self._run(batch, self.features)
+        video_tokens = self.footage.tokens(batch)
+        states, ids = self._run(batch, video_tokens)
         size, slots, block = ids.shape
-        frames = batch.shot.shape[1]
         asked = states[-1][:, -slots * block :].reshape(size, slots, block, -1)
         target = torch.from_numpy(batch.target).to(self.device)
         at = target >= 0
@@ -107,8 +103,9 @@ class LanguageStage:
             "answer": (each[~ends] * weight).sum() / weight.sum(),
             "eos": each[ends].mean() * _EOS_WEIGHT,
         }
-        tokens = states[VIDEO_LAYER][:, 1 : 1 + frames * CELLS]
-        video, right = self.heads.video_losses(tokens.reshape(size, frames, CELLS, -1), batch.video)
+        first, count = len(self.arch.before), video_tokens.shape[1]
+        seen = states[VIDEO_LAYER][:, first : first + count].reshape(size, -1, CELLS, TEXT_WIDTH)
+        video, right = self.heads.video_losses(seen, batch.video)
         losses["video"] = torch.stack(list(video.values())).mean()
         blocks = states[NAMED_LAYER][:, -slots * block :].reshape(size, slots, block, -1)
         b, j, k = torch.from_numpy(batch.named_at).to(self.device).T
@@ -135,8 +132,8 @@ class LanguageStage:
     def evaluate(self, frames: int) -> dict[str, float]:
         """Accuracy by question type over the four candidates, on the validation clips."""
         right: dict[str, list[int]] = {}
-        for batch in self.val[frames]:
-            states, ids = self._run(batch, self.val_features)
+        for batch, tokens in self.val[frames]:
+            states, ids = self._run(batch, tokens)
             size, slots, block = ids.shape
             asked = states[-1][:, -slots * block :].reshape(size, slots, block, -1)
             for b, j, kind, options, answer in batch.choices:

@@ -40,6 +40,7 @@ class _Slot:
     master: Tensor
     first: Tensor
     second: Tensor | None = None  # Adam only
+    parts: int = 1  # matrices stacked in the parameter
 
 
 @dataclass
@@ -47,8 +48,8 @@ class MatrixOptimizer:
     """Muon-like optimiser over named parameters.
 
     Two-dimensional parameters whose name contains none of ``adam_names`` get the orthogonalised
-    update with ``matrix_lr``; all others get Adam with ``adam_lr``.  ``step(scale)`` multiplies
-    both rates by ``scale`` (the schedule).
+    update with ``matrix_lr``, queries, keys and values of a ``qkv`` one by one; all others get
+    Adam with ``adam_lr``.  ``step(scale)`` multiplies both rates by ``scale`` (the schedule).
     """
 
     matrix_lr: float
@@ -56,7 +57,7 @@ class MatrixOptimizer:
     weight_decay: float = 0.02
     adam_names: tuple[str, ...] = ("embed", "head", "newline")
     steps: int = 0
-    _groups: dict[tuple[int, ...], list[_Slot]] = field(default_factory=dict)
+    _groups: dict[tuple[int, int, int], list[_Slot]] = field(default_factory=dict)
     _others: list[_Slot] = field(default_factory=list)
 
     def add(self, named: Iterable[tuple[str, Tensor]]) -> MatrixOptimizer:
@@ -67,7 +68,9 @@ class MatrixOptimizer:
             master = param.detach().float().clone()
             slot = _Slot(name, param, master, torch.zeros_like(master))
             if param.ndim == 2 and not any(part in name for part in self.adam_names):
-                self._groups.setdefault(tuple(param.shape), []).append(slot)
+                slot.parts = 3 if "qkv.weight" in name else 1
+                rows = param.shape[0] // slot.parts
+                self._groups.setdefault((slot.parts, rows, param.shape[1]), []).append(slot)
             else:
                 slot.second = torch.zeros_like(master)
                 self._others.append(slot)
@@ -81,13 +84,14 @@ class MatrixOptimizer:
         """Apply the gradients with both learning rates times ``scale``, then clear them."""
         self.steps += 1
         momentum = min(0.95, 0.85 + 0.1 * self.steps / 300)
-        for shape, group in self._groups.items():
+        for (parts, rows, columns), group in self._groups.items():
             rate = self.matrix_lr * scale
             for slot in group:
                 slot.first.lerp_(_grad(slot), 1 - momentum)
             ahead = [_grad(s).lerp(s.first, momentum) for s in group]
-            updates = orthogonalise(torch.stack(ahead))
-            gain = max(1.0, shape[0] / shape[1]) ** 0.5
+            stacked = torch.stack(ahead).view(-1, rows, columns)
+            updates = orthogonalise(stacked).view(len(group), parts * rows, columns)
+            gain = max(1.0, rows / columns) ** 0.5
             for slot, update in zip(group, updates, strict=True):
                 slot.master.mul_(1 - rate * self.weight_decay).add_(update, alpha=-rate * gain)
                 slot.param.copy_(slot.master)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from earlytom.tiny.vocabulary import USER_ID
+from earlytom.tiny.architecture import Architecture
+from earlytom.tiny.world import CELLS
 
 _CHUNKS = 4
 _MASKED = -3e4
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of ``x [B, H, S, D]``."""
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), -1)
@@ -38,7 +39,7 @@ def _triangle(rows: int, columns: int, like: Tensor) -> Tensor:
 def packed_layer(
     layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, prefix: int, slots: int
 ) -> Tensor:
-    """One Qwen2 layer over ``[B, prefix + slots * L, D]`` with block attention.
+    """One layer of Qwen2 or Qwen2.5-VL over ``[B, prefix + slots * L, D]`` with block attention.
 
     Prefix queries attend causally, in chunks that skip most of the masked half; question queries
     attend to the whole prefix and causally to their own block of ``L`` tokens.
@@ -48,8 +49,8 @@ def packed_layer(
     block = (length - prefix) // slots
     x = layer.input_layernorm(hidden)
     view = (batch, length, -1, attention.head_dim)
-    query = _rotate(attention.q_proj(x).view(view).transpose(1, 2), cos, sin) * attention.scaling
-    key = _rotate(attention.k_proj(x).view(view).transpose(1, 2), cos, sin)
+    query = rotate(attention.q_proj(x).view(view).transpose(1, 2), cos, sin) * attention.scaling
+    key = rotate(attention.k_proj(x).view(view).transpose(1, 2), cos, sin)
     value = attention.v_proj(x).view(view).transpose(1, 2)
     groups = attention.num_key_value_groups
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -76,30 +77,38 @@ def packed_layer(
 
 
 class PackedLanguageModel(nn.Module):
-    """The language model of a LLaVA-OneVision model, run on cached video tokens."""
+    """The language model of a tiny model, run on cached video tokens."""
 
-    def __init__(self, model: Any, compiled: bool = True) -> None:
+    def __init__(self, arch: Architecture, model: Any, compiled: bool = True) -> None:
         super().__init__()
+        self.arch = arch
         self.inner = model.model.language_model
-        self.newline = model.model.image_newline
+        self.newline = arch.video_end(model)
         self._fast = torch.compile(packed_layer, dynamic=False) if compiled else packed_layer
         if compiled:  # one entry per clip length
             torch._dynamo.config.recompile_limit = 32
 
-    def forward(self, video: Tensor, ids: Tensor) -> list[Tensor]:
-        """Hidden states after every layer, ``[B, 2 + N + Q * L, D]``, the last one normalised.
+    def forward(self, video: Tensor, ids: Tensor, interval: float | None = None) -> list[Tensor]:
+        """Hidden states after every layer, ``[B, prefix + Q * L, D]``, the last one normalised.
 
-        ``video [B, N, D]`` are projected tokens, ``ids [B, Q, L]`` the question blocks.
+        ``video [B, N, D]`` are visual tokens, ``ids [B, Q, L]`` the question blocks, ``interval``
+        the time positions per step.
         """
         batch, slots, block = ids.shape
+        arch, device = self.arch, ids.device
         embed = self.inner.embed_tokens
-        user = embed(torch.full((batch, 1), USER_ID, device=ids.device))
-        newline = self.newline.view(1, 1, -1).expand(batch, 1, -1)
-        hidden = torch.cat([user, video, newline, embed(ids.flatten(1))], 1)
-        prefix = video.shape[1] + 2
-        places = torch.arange(prefix + block, device=ids.device)
-        places = torch.cat([places[:prefix], places[prefix:].repeat(slots)])[None]
-        cos, sin = (part[:, None] for part in self.inner.rotary_emb(hidden, places))
+        before = embed(torch.tensor([arch.before] * batch, device=device))
+        if self.newline is None:
+            behind = embed(torch.tensor([arch.behind] * batch, device=device))
+        else:
+            behind = self.newline.view(1, 1, -1).expand(batch, 1, -1)
+        hidden = torch.cat([before, video, behind, embed(ids.flatten(1))], 1)
+        steps = video.shape[1] // CELLS
+        prefix = hidden.shape[1] - slots * block
+        places = arch.positions(steps, block, interval).to(device)
+        asked = places[..., prefix:]
+        places = torch.cat([places[..., :prefix], *[asked] * slots], -1)
+        cos, sin = arch.rotary(self.inner, hidden, places)
         states = []
         run = self._fast if torch.is_grad_enabled() else packed_layer
         for layer in self.inner.layers:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from earlytom.tiny.bank import Scenery, load_scenery
+from earlytom.tiny.bank import Scenery, ShotSet, load_scenery
 from earlytom.tiny.composer import compose, pick_questions
 from earlytom.tiny.config import Phase
 from earlytom.tiny.facts import Segment, Sighting
 from earlytom.tiny.questions import Question, QuestionWriter
+from earlytom.tiny.render import render
 from earlytom.tiny.vocabulary import ASSISTANT_ID, EOS_ID, encode
 from earlytom.tiny.world import CELLS, IMAGE_SIZE, SHAPES
 
@@ -40,7 +40,8 @@ class PackedBatch:
     them and -100 elsewhere; ``weight [B, Q]`` weighs the answers (0 = no question); ``kind``
     and ``choices`` list ``(clip, question, type, candidate ids, index of the right one)``.
     ``video`` holds ``[B, T, 49, ...]`` targets and ``named`` ``[M, ...]`` targets of the tokens at
-    ``named_at [M, 3]`` (clip, question, token).
+    ``named_at [M, 3]`` (clip, question, token).  ``pixels [B, T, H, W, 3]`` are there where no bank
+    is, and ``interval`` is the number of time positions per step, None for the usual.
     """
 
     shot: Ints
@@ -52,10 +53,17 @@ class PackedBatch:
     video: dict[str, NDArray]
     named: dict[str, NDArray]
     named_at: Ints
+    pixels: NDArray[np.uint8] | None = None
+    interval: float | None = None
 
 
-def video_targets(segments: Sequence[Segment], items: NDArray[np.int8]) -> dict[str, NDArray]:
-    """Targets ``[T, 49, ...]`` of the video tokens; causal: nothing depends on later frames."""
+def video_targets(
+    segments: Sequence[Segment], items: Sequence[NDArray[np.int8]]
+) -> dict[str, NDArray]:
+    """Targets ``[T, 49, ...]`` of the video tokens; causal: nothing depends on later frames.
+
+    ``items`` has what each cell shows, ``[n, 49]`` for the frames of every segment.
+    """
     total = sum(len(s.frames) for s in segments)
     out: dict[str, NDArray] = {
         "cut": np.zeros((total, CELLS), np.int64),
@@ -66,6 +74,7 @@ def video_targets(segments: Sequence[Segment], items: NDArray[np.int8]) -> dict[
         "first_color": np.zeros((total, CELLS), np.int64),
         "motion": np.full((total, CELLS), IGNORE, np.int64),
         "travel": np.zeros((total, CELLS, 2), np.float32),
+        "place": np.zeros((total, CELLS, 2), np.float32),
         "time": np.zeros((total, CELLS, 1), np.float32),
         "shapes_now": np.zeros((total, CELLS, len(SHAPES)), np.float32),
         "shapes_before": np.zeros((total, CELLS, len(SHAPES)), np.float32),
@@ -77,7 +86,7 @@ def video_targets(segments: Sequence[Segment], items: NDArray[np.int8]) -> dict[
         rows = slice(start, start + len(part.frames))
         out["segment"][rows] = number
         out["cut"][start] = int(number > 0)
-        item = items[part.index][part.frames]  # [n, 49]
+        item = items[number]
         visible = np.array([t.visible[part.frames] for t in part.shot.things])  # [things, n]
         seen = np.maximum.accumulate(visible, 1)
         out["objects"][rows] = seen.sum(0)[:, None]
@@ -99,6 +108,8 @@ def video_targets(segments: Sequence[Segment], items: NDArray[np.int8]) -> dict[
             _fill(out["first_color"][rows], here, int(color[first]) + 1)
             _fill(out["motion"][rows], here, way[:, None])
             out["travel"][rows][here] = np.repeat(travel / _SCALE, here.sum(1), 0)
+            place = (thing.xy[part.frames] - IMAGE_SIZE / 2) / _SCALE
+            out["place"][rows][here] = np.repeat(place, here.sum(1), 0)
         before = np.zeros(len(SHAPES), np.float32)
         before[[t.shape for t, v in zip(part.shot.things, seen, strict=True) if v[-1]]] = 1
         start = rows.stop
@@ -133,11 +144,18 @@ def _find(words: list[int], phrase: list[int]) -> int:
 
 def pack(
     clips: Sequence[tuple[list[Segment], list[Question]]],
-    items: NDArray[np.int8],
+    items: NDArray[np.int8] | None,
     slots: int,
     hard: dict[str, float],
 ) -> PackedBatch:
-    """Arrange clips and their questions; ``hard`` gives loss weights other than 1 by type."""
+    """Arrange clips and their questions.
+
+    Args:
+        clips: segments and questions of every clip.
+        items: what each cell of the shots shows, ``[N, 16, 49]``; None draws the clips.
+        slots: questions per clip.
+        hard: loss weights other than 1, by type.
+    """
     size = len(clips)
     shape = (size, slots, QUESTION_TOKENS)
     ids, target = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
@@ -156,7 +174,11 @@ def pack(
             for phrase, seen in question.about:
                 at.append((b, j, _find(words, encode(phrase))))
                 named.append(named_targets(seen))
-    videos = [video_targets(segments, items) for segments, _ in clips]
+    if items is None:
+        pixels, shown = _draw([segments for segments, _ in clips])
+    else:
+        pixels, shown = None, [[items[s.index][s.frames] for s in c] for c, _ in clips]
+    videos = [video_targets(c, seen) for (c, _), seen in zip(clips, shown, strict=True)]
     return PackedBatch(
         shot=np.array([[s.index for s in c for _ in s.frames] for c, _ in clips]),
         frame=np.array([np.concatenate([s.frames for s in c]) for c, _ in clips]),
@@ -167,7 +189,20 @@ def pack(
         video={k: np.stack([v[k] for v in videos]) for k in videos[0]},
         named={k: np.stack([n[k] for n in named]) for k in named[0]} if named else {},
         named_at=np.array(at, np.int64).reshape(-1, 3),
+        pixels=pixels,
     )
+
+
+def _draw(
+    clips: Sequence[Sequence[Segment]],
+) -> tuple[NDArray[np.uint8], list[list[NDArray[np.int8]]]]:
+    """Pixels ``[B, T, H, W, 3]`` of clips, and what their cells show, by segment."""
+    pixels, shown = [], []
+    for segments in clips:
+        drawn = [render(s.shot, s.frames) for s in segments]
+        pixels.append(np.concatenate([p for p, _ in drawn]))
+        shown.append([labels.item.astype(np.int8) for _, labels in drawn if labels is not None])
+    return np.stack(pixels), shown
 
 
 def make_clips(
@@ -182,22 +217,18 @@ def make_clips(
     return clips
 
 
-@lru_cache(maxsize=2)
-def _scenery(path: Path) -> Scenery:
-    return load_scenery(path)
-
-
 @dataclass(frozen=True)
 class DrawClips:
     """Picklable source of training batches; ``draw(step)`` depends on seed and step only."""
 
     seed: int
-    scenery: Path
+    scenery: Path | ShotSet
     phases: tuple[Phase, ...]
     short_every: int
     long_every: int
     slots: int
     hard: tuple[tuple[str, float], ...]
+    intervals: tuple[tuple[float | None, float], ...] = ((None, 1.0),)
 
     def phase_at(self, step: int) -> Phase:
         """The phase that ``step`` belongs to."""
@@ -223,6 +254,10 @@ class DrawClips:
         """The batch of ``step``."""
         rng = np.random.default_rng((self.seed, 5, step))
         frames, batch = self.shape(step)
-        scenery = _scenery(self.scenery)
+        scenery = load_scenery(self.scenery)
         clips = make_clips(rng, scenery, frames, batch, self.slots)
-        return pack(clips, scenery.items, self.slots, dict(self.hard))
+        found = pack(clips, scenery.items, self.slots, dict(self.hard))
+        if len(self.intervals) > 1:
+            paces, shares = zip(*self.intervals, strict=True)
+            found.interval = paces[int(rng.choice(len(paces), p=shares))]
+        return found

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from earlytom.files import atomic_write
+from earlytom.tiny.architecture import architecture_of
 from earlytom.tiny.assets import generation_config, save_assets
 from earlytom.tiny.card import write_card
 from earlytom.tiny.checkpoint import save_json
@@ -31,7 +32,7 @@ def publish(model: Any, out: Path, recipe: dict[str, Any]) -> None:
         plain = copy.deepcopy(model).to("cpu", torch.bfloat16).requires_grad_(True)
         plain.generation_config = generation_config()
         plain.save_pretrained(folder)
-        save_assets(folder)
+        save_assets(folder, architecture_of(model))
         save_json(folder / "training.json", recipe)
         for file in sorted(folder.iterdir()):
             os.replace(file, out / file.name)

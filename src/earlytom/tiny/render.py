@@ -221,3 +221,21 @@ def frame_batch(rng: np.random.Generator, size: int, per_shot: int = 2) -> Frame
         np.array(base[:size], np.float32),
         np.array(texture[:size]),
     )
+
+
+def pair_up(rng: np.random.Generator, batch: FrameBatch, cuts: float = 0.2) -> FrameBatch:
+    """Make neighbours of a batch from :func:`frame_batch` pairs that are seen together.
+
+    Both frames of a pair are of one shot, in either order, but for a share of ``cuts``, where the
+    second is of another shot.
+    """
+    order = np.arange(len(batch.base)).reshape(-1, 2)
+    cut = np.flatnonzero(rng.random(len(order)) < cuts)
+    order[cut, 1] = np.roll(order[cut, 1], 1)
+    flipped = rng.random(len(order)) < 0.5
+    order[flipped] = order[flipped, ::-1]
+    flat = order.ravel()
+    labels = (getattr(batch.labels, name)[flat] for name in ("item", "classes", "centre", "mean"))
+    return FrameBatch(
+        batch.pixels[flat], CellLabels(*labels), batch.base[flat], batch.texture[flat]
+    )

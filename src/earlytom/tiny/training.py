@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,13 @@ from typing import Any
 
 import torch
 
-from earlytom.tiny.architecture import FrameEncoder, build_model, normalise
-from earlytom.tiny.bank import DrawShot, build_bank
+from earlytom.tiny.architecture import architecture, build_model, normalise
+from earlytom.tiny.bank import Banked, DrawShot, Footage, Live, ShotSet, build_bank
 from earlytom.tiny.checkpoint import load_checkpoint, save_checkpoint, save_json
 from earlytom.tiny.config import TrainConfig
 from earlytom.tiny.language_stage import LanguageStage
 from earlytom.tiny.publish import publish
-from earlytom.tiny.vision_stage import VisionStage, standardise_projector
+from earlytom.tiny.vision_stage import VisionStage, standardise_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -65,20 +66,37 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {k: round(v, 4) for k, v in values.items()}
 
 
-def _resumable(
-    stage: VisionStage | LanguageStage, path: Path, recipe: dict[str, Any], resume: bool
-) -> tuple[list[dict[str, Any]], Callable[[], None]]:
-    """Load the checkpoint of ``stage`` if asked for; return its log and a function to save it."""
-    log: list[dict[str, Any]] = []
-    state = load_checkpoint(path, recipe) if resume else None
-    if state is not None:
-        stage.load_state_dict(state)
-        log = state["log"]
+class _Checkpoint:
+    """The checkpoint of a stage, loaded if asked for, and its log.
 
-    def save() -> None:
-        save_checkpoint(path, {**stage.state_dict(), "recipe": recipe, "log": log})
+    It is saved by time, because steps take ten times as long on a busy machine.
+    """
 
-    return log, save
+    def __init__(
+        self,
+        stage: VisionStage | LanguageStage,
+        path: Path,
+        recipe: dict[str, Any],
+        config: TrainConfig,
+    ) -> None:
+        self.stage, self.path, self.recipe = stage, path, recipe
+        self.log: list[dict[str, Any]] = []
+        state = load_checkpoint(path, recipe) if config.resume else None
+        if state is not None:
+            stage.load_state_dict(state)
+            self.log = state["log"]
+        self._every, self._saved = config.save_seconds, time.monotonic()
+
+    def save(self) -> None:
+        """Save now."""
+        state = {**self.stage.state_dict(), "recipe": self.recipe, "log": self.log}
+        save_checkpoint(self.path, state)
+        self._saved = time.monotonic()
+
+    def save_if_due(self, last: bool) -> None:
+        """Save after the last step, or if the last time is long ago."""
+        if last or time.monotonic() - self._saved >= self._every:
+            self.save()
 
 
 def train_vision(config: TrainConfig, model: Any, device: torch.device, report: Report) -> None:
@@ -86,10 +104,11 @@ def train_vision(config: TrainConfig, model: Any, device: torch.device, report: 
     path = config.out / "checkpoints" / "vision.pt"
     recipe = config.vision_recipe()
     stage = VisionStage(config, model, device)
-    log, save = _resumable(stage, path, recipe, config.resume)
+    checkpoint = _Checkpoint(stage, path, recipe, config)
+    log = checkpoint.log
 
     smooth: dict[str, float] = {}
-    with keep_on_interrupt(save, path.parent) as check_interrupt:
+    with keep_on_interrupt(checkpoint.save, path.parent) as check_interrupt:
         for batch in stage.batches():
             for name, value in stage.train_step(batch).items():
                 smooth[name] = 0.95 * smooth.get(name, value) + 0.05 * value
@@ -102,27 +121,31 @@ def train_vision(config: TrainConfig, model: Any, device: torch.device, report: 
                 log.append(_rounded(entry))
                 logger.info("vision %s", log[-1])
                 save_json(config.out / "vision_curve.json", log)
-            if stage.step % config.save_every == 0 or last:
-                save()
+            checkpoint.save_if_due(last)
             check_interrupt()
 
 
 @torch.no_grad()
-def prepare_banks(
+def prepare_footage(
     config: TrainConfig, model: Any, device: torch.device, report: Report
-) -> tuple[Path, Path]:
-    """Standardise the projector and encode the training and the validation shots.
+) -> tuple[Footage, Footage]:
+    """Standardise visual tokens; return the shots for training and for validation.
 
-    A finished bank is used again on resume.  Returns both folders.
+    Where frames can be encoded apart, that is done here.  A finished bank is used again on resume.
     """
-    plain = FrameEncoder(model, compiled=False)
+    arch = architecture(config.arch)
+    plain = arch.encoder(model, compiled=False)
     draw = DrawShot(config.seed, 0)
     sample = [
         plain(normalise(draw(i)[1][::4], torch.bfloat16).to(device)).cpu()
         for i in range(min(_SAMPLE_SHOTS, config.bank_shots))
     ]
-    standardise_projector(model, torch.stack(sample))
-    encoder = FrameEncoder(model, compiled=config.compiled)
+    standardise_tokens(arch.last_linear(model), torch.stack(sample))
+    encoder = arch.encoder(model, compiled=config.compiled)
+    if not arch.frames_apart:
+        sizes = (config.bank_shots, config.val_shots)
+        live = [Live(encoder, ShotSet(config.seed, i, n), device) for i, n in enumerate(sizes)]
+        return live[0], live[1]
     folders = []
     recipe = {**config.vision_recipe(), "bank": config.bank_shots, "val": config.val_shots}
     for split, size in ((1, config.val_shots), (0, config.bank_shots)):
@@ -143,25 +166,26 @@ def prepare_banks(
             report=lambda n, name=name, size=size: report(name, n, size, ""),  # type: ignore[misc]
         )
         save_checkpoint(done, {"recipe": recipe})
-    return folders[1], folders[0]
+    return Banked(folders[1]), Banked(folders[0])
 
 
 def train_language(
     config: TrainConfig,
     model: Any,
-    banks: tuple[Path, Path],
+    footage: tuple[Footage, Footage],
     device: torch.device,
     report: Report,
 ) -> None:
     """Run (or finish) stage 2 on ``model`` in place; publishes interim weights in its last part."""
     path = config.out / "checkpoints" / "language.pt"
     recipe = config.recipe()
-    stage = LanguageStage(config, model, *banks, device)
-    log, save = _resumable(stage, path, recipe, config.resume)
+    stage = LanguageStage(config, model, *footage, device)
+    checkpoint = _Checkpoint(stage, path, recipe, config)
+    log = checkpoint.log
 
     smooth: dict[str, float] = {}
     longest = max(p.frames for p in config.phases)
-    with keep_on_interrupt(save, path.parent) as check_interrupt:
+    with keep_on_interrupt(checkpoint.save, path.parent) as check_interrupt:
         for batch in stage.batches():
             for name, value in stage.train_step(batch).items():
                 if value == value:  # a batch may have no example of an auxiliary target
@@ -184,8 +208,7 @@ def train_language(
                 save_json(config.out / "learning_curve.json", log)
                 if frames == longest:
                     publish(model, config.out, recipe)
-            if stage.step % config.save_every == 0 or last:
-                save()
+            checkpoint.save_if_due(last)
             check_interrupt()
 
 
@@ -193,9 +216,9 @@ def train(config: TrainConfig, report: Report = lambda *_: None) -> Path:
     """Train the tiny model and return the folder with the finished weights."""
     torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(config.seed).to(device, torch.bfloat16)
+    model = build_model(config.seed, config.arch).to(device, torch.bfloat16)
     train_vision(config, model, device, report)
-    banks = prepare_banks(config, model, device, report)
-    train_language(config, model, banks, device, report)
+    footage = prepare_footage(config, model, device, report)
+    train_language(config, model, footage, device, report)
     publish(model, config.out, config.recipe())
     return config.out

@@ -1,9 +1,10 @@
-"""Stage 1: dense pretraining of the vision tower and projector on single frames.
+"""Stage 1: dense pretraining of the vision tower and projector.
 
-Every pooled token has to tell what its cell shows (shape, colour, digit, letter), where the cell
+Every visual token has to tell what its cell shows (shape, colour, digit, letter), where the cell
 is, where the object's centre is, and the colours around it, through linear heads that are thrown
-away.  The tower starts with every second layer switched off (they start as exact identities) and
-uses all of them for the rest of the stage, which saves a third of the time.
+away; for every frame that shares the token.  The tower starts with every second layer switched off
+(they start as exact identities) and uses all of them for the rest of the stage, which saves a third
+of the time.
 """
 
 from __future__ import annotations
@@ -16,44 +17,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earlytom.tiny.architecture import TEXT_WIDTH, FrameEncoder, normalise
+from earlytom.tiny.architecture import TEXT_WIDTH, Architecture, architecture, normalise
 from earlytom.tiny.config import TrainConfig
 from earlytom.tiny.optim import MatrixOptimizer, schedule
-from earlytom.tiny.render import FrameBatch, frame_batch
+from earlytom.tiny.readout import ReadOut
+from earlytom.tiny.render import FrameBatch, frame_batch, pair_up
 from earlytom.tiny.stream import stream
 from earlytom.tiny.world import CELL, CELLS, COLORS, GRID, IMAGE_SIZE, LETTERS, SHAPES
 
 CLASSES = {"shape": len(SHAPES), "color": len(COLORS), "digit": 10, "letter": len(LETTERS)}
 _REGRESSIONS = {"offset": 2, "centre": 2, "cell": 2, "mean": 3, "base": 3}
+_ABSOLUTE = ("centre", "cell")  # only where the tower can know where a token is
 _BACKGROUND_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
 class DrawFrames:
-    """Picklable source of training batches: ``draw(step)`` depends on seed and step only."""
+    """Picklable source of training batches: ``draw(step)`` depends on seed and step only.
+
+    ``batch`` counts steps of ``frames`` frames each.
+    """
 
     seed: int
     batch: int
+    frames: int = 1
 
     def __call__(self, step: int) -> FrameBatch:
         """The batch of ``step``."""
-        return frame_batch(np.random.default_rng((self.seed, 1, step)), self.batch)
+        return draw_frames(np.random.default_rng((self.seed, 1, step)), self.batch, self.frames)
 
 
-class DenseHeads(nn.Module):
-    """Throw-away linear read-outs of the projected tokens ``[B, 49, D]``."""
+def draw_frames(rng: np.random.Generator, steps: int, frames: int) -> FrameBatch:
+    """Unrelated frames, or steps of two frames that are seen together."""
+    batch = frame_batch(rng, steps * frames)
+    return batch if frames == 1 else pair_up(rng, batch)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes = {k: n + 1 for k, n in CLASSES.items()} | _REGRESSIONS
-        self.sizes |= {"texture": 3, "is_centre": 2}
-        self.norm = nn.LayerNorm(TEXT_WIDTH)
-        self.out = nn.Linear(TEXT_WIDTH, sum(self.sizes.values()))
 
-    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
-        """One float32 tensor ``[B, 49, size]`` per target."""
-        parts = self.out(self.norm(tokens)).float().split(list(self.sizes.values()), -1)
-        return dict(zip(self.sizes, parts, strict=True))
+class DenseHeads(ReadOut):
+    """Read-outs of the tokens ``[steps, 49, D]``, for every frame of a step."""
+
+    def __init__(self, arch: Architecture) -> None:
+        known = {k: n for k, n in _REGRESSIONS.items() if arch.places_seen or k not in _ABSOLUTE}
+        sizes = {k: n + 1 for k, n in CLASSES.items()} | known | {"texture": 3, "is_centre": 2}
+        super().__init__(sizes, nn.LayerNorm(TEXT_WIDTH), arch.step_frames)
 
 
 def targets(batch: FrameBatch) -> dict[str, Tensor]:
@@ -91,7 +97,7 @@ def dense_losses(out: dict[str, Tensor], want: dict[str, Tensor]) -> dict[str, T
     for name in ("texture", "is_centre"):
         losses[name] = 0.5 * functional.cross_entropy(out[name].flatten(0, 1), want[name].flatten())
     covered = want["covered"][..., None]
-    for name in _REGRESSIONS:
+    for name in (k for k in _REGRESSIONS if k in out):
         error = (out[name] - want[name]).abs()
         if name in ("offset", "centre"):
             losses[name] = (error * covered).sum() / covered.sum().clamp(min=1)
@@ -105,12 +111,14 @@ class VisionStage:
 
     def __init__(self, config: TrainConfig, model: Any, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.encoder = FrameEncoder(model, compiled=config.compiled)
-        switch_off_odd_layers(model)
+        self.arch = arch = architecture(config.arch)
+        self.encoder = arch.encoder(model, compiled=config.compiled)
+        switch_off_odd_layers(arch, model)
         torch.manual_seed(config.seed + 1)
-        self.heads = DenseHeads().to(device, torch.bfloat16)
-        # The feature layer is the encoder output before the final norm, which stays untrained.
-        model.model.vision_tower.post_layernorm.requires_grad_(False)
+        self.heads = DenseHeads(arch).to(device, torch.bfloat16)
+        unused = arch.unused_parameters(model)
+        if unused is not None:
+            unused.requires_grad_(False)
         named = [(f"vision.{n}", p) for n, p in self.encoder.named_parameters()]
         named += [(f"head.{n}", p) for n, p in self.heads.named_parameters()]
         self.optimizer = MatrixOptimizer(config.vision_lr, config.vision_adam_lr).add(named)
@@ -118,7 +126,7 @@ class VisionStage:
 
     def batches(self) -> Any:
         """The remaining training batches."""
-        draw = DrawFrames(self.config.seed, self.config.vision_batch)
+        draw = DrawFrames(self.config.seed, self.config.vision_batch, self.arch.step_frames)
         return stream(draw, self.step, self.config.vision_steps, self.config.workers)
 
     def forward(self, batch: FrameBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -139,16 +147,20 @@ class VisionStage:
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Accuracy on covered cells per class and mean centre error in pixels."""
-        batch = frame_batch(np.random.default_rng((self.config.seed, 2, 0)), self.config.val_frames)
-        out, want = self.forward(batch)
+        rng, frames = np.random.default_rng((self.config.seed, 2, 0)), self.arch.step_frames
+        out, want = self.forward(draw_frames(rng, self.config.val_frames // frames, frames))
         covered = want["covered"]
         result = {}
         for name in CLASSES:
             own = want[name] > 0
             result[name] = float((out[name].argmax(-1) == want[name])[own].float().mean())
-        error = (out["centre"] - want["centre"]).abs()[covered].mean()
-        result["centre_px"] = float(error) * IMAGE_SIZE / 4
-        result["cell"] = float((out["cell"] - want["cell"]).abs().mean()) * 2
+        if self.arch.places_seen:
+            error = (out["centre"] - want["centre"]).abs()[covered].mean()
+            result["centre_px"] = float(error) * IMAGE_SIZE / 4
+            result["cell"] = float((out["cell"] - want["cell"]).abs().mean()) * 2
+        else:
+            error = (out["offset"] - want["offset"]).abs()[covered].mean()
+            result["offset_px"] = float(error) * CELL
         result["base"] = float((out["base"] - want["base"]).abs().mean()) * 127.5 / 2
         return result
 
@@ -162,17 +174,17 @@ class VisionStage:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def switch_off_odd_layers(model: Any) -> None:
+def switch_off_odd_layers(arch: Architecture, model: Any) -> None:
     """Zero the output matrices of every second tower layer, which makes them identities."""
-    for layer in model.model.vision_tower.encoder.layers[1::2]:
-        for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
+    for linears in arch.layer_outputs(model)[1::2]:
+        for linear in linears:
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
 
 @torch.no_grad()
-def standardise_projector(model: Any, tokens: Tensor) -> None:
-    """Fold mean and scale of sample ``tokens [..., D]`` into the projector.
+def standardise_tokens(last: nn.Linear, tokens: Tensor) -> None:
+    """Fold mean and scale of sample ``tokens [..., D]`` into the layer that makes them.
 
     Raw tokens share a large common part; without it they are far apart in direction, which helps
     the language model and any method that compares tokens by cosine.
@@ -180,6 +192,5 @@ def standardise_projector(model: Any, tokens: Tensor) -> None:
     flat = tokens.reshape(-1, tokens.shape[-1]).float()
     mean = flat.mean(0)
     scale = (flat - mean).pow(2).mean().rsqrt()
-    last = model.model.multi_modal_projector.linear_2
     last.bias.copy_((last.bias.float() - mean) * scale)
     last.weight.copy_(last.weight.float() * scale)

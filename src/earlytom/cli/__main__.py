@@ -1,5 +1,6 @@
-"""``python -m earlytom.cli``."""
+"""``python -m earlytom.cli``: the ``earlytom`` command."""
 
 from earlytom.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

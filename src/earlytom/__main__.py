@@ -1,0 +1,6 @@
+"""``python -m earlytom``: the ``earlytom`` command."""
+
+from earlytom.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -56,9 +56,9 @@ def _context(found: Inspection) -> dict[str, Any]:
         "seconds": [f"{s:.2f} s" for s in found.seconds],
         "legend": [(k, NAMES[k], MEANING[k]) for k in NAMES if k in letters],
         "labels": [label for label, _ in answers],
-        "answers": [_answer(label, a, found.full) for label, a in answers],
+        "answers": [answer_facts(label, a, found.full) for label, a in answers],
         "flow": _flow(found),
-        "times": [_times(label, a, slowest) for label, a in answers],
+        "times": [time_parts(label, a, slowest) for label, a in answers],
         "parts": [*(name for _, name in PARTS), "rest"],
         "runs": [_run(run, found) for run in found.runs],
         "skipped": found.skipped,
@@ -68,7 +68,8 @@ def _context(found: Inspection) -> dict[str, Any]:
     }
 
 
-def _answer(label: str, answer: Answer, full: Answer) -> dict[str, str]:
+def answer_facts(label: str, answer: Answer, full: Answer) -> dict[str, str]:
+    """Return what an answer says, what it cost and how it compares to ``full``, as text."""
     return {
         "label": label,
         "text": answer.text,
@@ -96,7 +97,17 @@ def _flow(found: Inspection) -> list[dict[str, Any]]:
     return rows
 
 
-def _times(label: str, answer: Answer, slowest: float) -> dict[str, Any]:
+def time_parts(label: str, answer: Answer, slowest: float) -> dict[str, Any]:
+    """Return the time to the first token and its parts (``PARTS``, then the rest).
+
+    Args:
+        label: of the answer.
+        answer: whose times.
+        slowest: seconds that are the full width of a bar.
+
+    Returns:
+        ``label``; ``parts``: (milliseconds, per cent of the width) as text; ``ttft`` likewise.
+    """
     times = answer.timings.to_dict()
     parts = [times[key] or 0.0 for key, _ in PARTS]
     parts.append(max(0.0, answer.timings.ttft - sum(parts)))

@@ -20,6 +20,22 @@ from earlytom.stages import (
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergesAll(Method):
+    """Averages all frames of a video into one, behind the first layer of the encoder."""
+
+    name = "merges-all"
+
+    def merge_points(self, n_layers: int) -> tuple[int, ...]:
+        return (0,)
+
+    def merge_frames(
+        self, hidden: Tensor, state: VideoState, point: int, tokens_per_frame: int
+    ) -> MergePlan:
+        n = hidden.shape[0]
+        return MergePlan(n, (tuple(range(n)),), ((1 / n,) * n,))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Toy(Method):
     """Keep every second frame, then evenly spaced tokens, then every second inner column."""
 

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from earlytom.ops.plan import MergePlan
 
 POSITIONS = ("auto", "renumber", "keep", "respace")
+"""Where surviving tokens may stand, see :class:`Method`."""
 CONFIG_NAME = "compression_config.json"
+"""File that :meth:`Method.save` writes beside a model."""
 
 __all__ = [
     "CONFIG_NAME",
@@ -312,11 +314,19 @@ class Method:
         return self.token_budget(n_frames, tokens_per_frame)
 
     # ------------------------------------------------------------------ use
-    def __call__(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Return a context manager that compresses ``model`` inside it and restores it after."""
+    def __call__(
+        self, model: nn.Module, *, frames_per_chunk: int | None = None, images: bool = False
+    ) -> AbstractContextManager[Any]:
+        """Return a context manager that compresses ``model`` inside it and restores it after.
+
+        Args:
+            model: see :func:`earlytom.compress`.
+            frames_per_chunk: likewise.
+            images: likewise.
+        """
         from earlytom.hf.api import compressed
 
-        return compressed(model, self)
+        return compressed(model, self, frames_per_chunk=frames_per_chunk, images=images)
 
     # ------------------------------------------------------------------ data
     def to_dict(self) -> dict[str, Any]:

@@ -110,6 +110,8 @@ class Report:
         layer_tokens: visual tokens with which every decoder layer was entered, all sequences of the
             batch together, newline tokens not counted; empty without stage III.
         layer_total: what the uncompressed model would have fed, counted alike.
+        images: (tokens, tokens left) of every image, newline tokens not counted; empty unless
+            ``images=True``. They are in no other number.
     """
 
     method: str
@@ -120,6 +122,7 @@ class Report:
     inner: tuple[tuple[int, int, int], ...] = ()
     layer_tokens: tuple[int, ...] = ()
     layer_total: int = 0
+    images: tuple[tuple[int, int], ...] = ()
 
     @property
     def tokens_in(self) -> int:
@@ -159,6 +162,7 @@ class Report:
             "inner": [list(p) for p in self.inner],
             "llm_retention": self.llm_retention,
             "videos": [v.to_dict() for v in self.videos],
+            "images": [list(counts) for counts in self.images],
         }
 
 

@@ -34,6 +34,15 @@ def test_changed_patches_are_the_largest_changes(
         assert float(change[marked[1:]].min()) >= float(rest.max()) - 1e-5
 
 
+@given(n=st.integers(1, 9), frames=st.integers(1, 10), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_changes_do_not_depend_on_the_memory_given(n: int, frames: int, seed: int) -> None:
+    x = torch.randn(n, 6, 5, generator=torch.Generator().manual_seed(seed))
+    count = 6 + 3 * (n - 1)
+    whole = changed_patches(x, count)
+    assert torch.equal(changed_patches(x, count, max_bytes=frames * 6 * 5 * 4), whole)
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     n=st.integers(1, 20),

@@ -37,11 +37,42 @@ def test_apply_equals_the_dense_matrix(seed: int) -> None:
     assert torch.allclose(plan.apply(x), dense, atol=1e-12)
 
 
+def test_apply_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(9, 3, 5)
+    members = ((0, 1), (2,), (3, 4, 5), (6, 7), (8,))
+    weights = ((0.5, 0.5), (1.0,), (0.2, 0.3, 0.5), (0.9, 0.1), (1.0,))
+    plan = MergePlan(9, members, weights)
+    whole = plan.apply(x)
+    monkeypatch.setattr("earlytom.ops.plan.CHUNK_BYTES", 1)
+    assert torch.equal(plan.apply(x), whole)
+
+
 def test_then_composes_and_keeps_members_of_weight_zero() -> None:
     first = MergePlan(4, ((0, 1), (2,), (3,)), ((1.0, 0.0), (1.0,), (1.0,)))
     both = first.then(MergePlan(3, ((0, 1), (2,)), ((0.5, 0.5), (1.0,))))
     assert both.members == ((0, 1, 2), (3,))
     assert both.weights == ((0.5, 0.0, 0.5), (1.0,))
+
+
+def test_at_least_cuts_the_largest_groups_in_the_middle() -> None:
+    plan = MergePlan(7, ((0, 1), (2, 3, 4, 5), (6,)), ((0.5, 0.5), (1.0, 0.0, 0.0, 0.0), (1.0,)))
+    assert plan.at_least(3) is plan
+    four = plan.at_least(4)
+    assert four.members == ((0, 1), (2, 3), (4, 5), (6,))
+    assert four.weights == ((0.5, 0.5), (1.0, 0.0), (1.0, 0.0), (1.0,))
+    assert plan.at_least(5).members == ((0,), (1,), (2, 3), (4, 5), (6,))
+    assert plan.at_least(99).members == tuple((i,) for i in range(7))
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 40))
+def test_at_least_leaves_a_plan_of_ascending_places(sizes: list[int], n: int) -> None:
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    members = tuple(tuple(range(e - k, e)) for e, k in zip(ends, sizes, strict=True))
+    plan = MergePlan(ends[-1], members, tuple((1 / len(m),) * len(m) for m in members))
+    more = plan.at_least(n)
+    assert more.n_output == max(len(sizes), min(n, ends[-1]))
+    assert [m for row in more.members for m in row] == list(range(ends[-1]))
+    assert all(abs(sum(row) - 1) < 1e-9 for row in more.weights)
 
 
 def test_wrong_number_of_frames_is_refused() -> None:

@@ -42,6 +42,15 @@ def ask(
     allow_http: Annotated[
         bool, typer.Option("--allow-http", help="Permit an http(s) URL as VIDEO.")
     ] = False,
+    frames_per_chunk: Annotated[
+        int | None,
+        typer.Option(
+            "--frames-per-chunk",
+            min=0,
+            help="Frames to encode at a time, which bounds memory; 0: all. Default: 32 if there "
+            "are more than 64.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Length limit of the answer.")
     ] = 64,
@@ -76,6 +85,7 @@ def ask(
             frames=frames,
             fps=fps,
             allow_http=allow_http,
+            frames_per_chunk=frames_per_chunk,
             max_new_tokens=max_new_tokens,
             stream=None if write is None else lambda text: write(text, nl=False),
         )
@@ -88,7 +98,7 @@ def ask(
         start = perf_counter()
         loaded = load_video(video, count, fps=fps, allow_http=allow_http)
         decode = perf_counter() - start
-        both = _both(qa, loaded, question, wanted, max_new_tokens)
+        both = _both(qa, loaded, question, wanted, frames_per_chunk, max_new_tokens)
         pair = [_with_decode(a, decode) for a in both]
     if as_json:
         return emit(
@@ -112,10 +122,17 @@ def _with_decode(answer: Answer, seconds: float) -> Answer:
 
 
 def _both(
-    qa: VideoQA, video: Video, question: str, method: Method | None, max_new_tokens: int
+    qa: VideoQA,
+    video: Video,
+    question: str,
+    method: Method | None,
+    chunk: int | None,
+    max_new_tokens: int,
 ) -> tuple[Answer, Answer]:
     """Return the uncompressed and the compressed answer; one warm-up each comes before."""
-    qa.ask(video, question, max_new_tokens=1)
-    qa.ask(video, question, method, max_new_tokens=1)
-    full = qa.ask(video, question, max_new_tokens=max_new_tokens)
-    return full, qa.ask(video, question, method, max_new_tokens=max_new_tokens)
+    answers = [
+        qa.ask(video, question, m, frames_per_chunk=chunk, max_new_tokens=n)
+        for n in (1, max_new_tokens)
+        for m in (None, method)
+    ]
+    return answers[2], answers[3]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from earlytom.errors import ConfigError
 from earlytom.hf import engine
 from earlytom.hf.compiled import CompileSettings
+from earlytom.hf.options import Options
 from earlytom.method import Method
 from earlytom.report import Report
 
@@ -18,26 +19,43 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class _Everything(Method):
-    """Keeps all tokens: the uncompressed model with a compiled encoder."""
+    """Keeps all tokens: the uncompressed model, encoded in another way."""
 
     name: ClassVar[str] = "uncompressed"
 
 
-def compress(model: T, method: Method) -> T:
+def compress(
+    model: T,
+    method: Method | None,
+    *,
+    frames_per_chunk: int | None = None,
+    images: bool = False,
+) -> T:
     """Put ``method`` on ``model`` until :func:`restore`; returns the same object.
 
     Args:
         model: a supported transformers model, or something around it (PEFT model, pipeline,
             ``torch.compile``\\d model).
         method: e.g. ``earlytom.EarlyTom(retention_ratio=0.1)``; replaces one that is already on.
+            None with ``frames_per_chunk``: nothing is removed.
+        frames_per_chunk: the vision encoder takes so many frames of the videos of a call at a
+            time, so that its memory follows the states of the frames left only (see
+            ``docs/long-video.md``). None: all frames at once. Decisions see the whole video either
+            way.
+        images: run the token stage on images of the prompt as well: of every image exactly
+            ``max(1, ceil(retention_ratio * n))`` of ``n`` tokens are kept (see ``docs/images.md``).
 
     Raises:
-        UnsupportedModelError: not a video model of a supported family.
-        ConfigError: the method does not fit the model (layers out of range, ...).
+        UnsupportedModelError: not a video model of a supported family, or ``images`` with one whose
+            images are out of reach.
+        ConfigError: the method does not fit the model (layers out of range, ...), it keeps no exact
+            number of tokens (``images``), or a bad ``frames_per_chunk`` or ``images``.
     """
+    if method is None and frames_per_chunk is not None:
+        method = _Everything(retention_ratio=1.0)
     if not isinstance(method, Method):
         raise ConfigError(f"expected a method such as EarlyTom(...), got {type(method).__name__}")
-    engine.attach(model, method)
+    engine.attach(model, method, options=Options(frames_per_chunk, images))
     return model
 
 
@@ -97,10 +115,19 @@ def restore(model: T) -> T:
 
 
 @contextmanager
-def compressed(model: T, method: Method) -> Iterator[T]:
-    """Compress ``model`` inside the block; afterwards what was on before is on again."""
+def compressed(
+    model: T,
+    method: Method | None,
+    *,
+    frames_per_chunk: int | None = None,
+    images: bool = False,
+) -> Iterator[T]:
+    """Compress ``model`` inside the block; afterwards what was on before is on again.
+
+    Arguments are those of :func:`compress`.
+    """
     previous = engine.controller_of(model)
-    compress(model, method)
+    compress(model, method, frames_per_chunk=frames_per_chunk, images=images)
     try:
         yield model
     finally:
@@ -110,9 +137,11 @@ def compressed(model: T, method: Method) -> Iterator[T]:
 
 
 def active_method(model: Any) -> Method | None:
-    """Return the method that is on ``model``, or None."""
+    """Return the method that is on ``model``, or None (also if it only runs in another way)."""
     controller = engine.controller_of(model)
-    return None if controller is None else controller.method
+    if controller is None or isinstance(controller.method, _Everything):
+        return None
+    return controller.method
 
 
 def last_report(model: Any) -> Report | None:

@@ -16,10 +16,13 @@ import torch
 from torch import nn
 
 from earlytom.errors import ConfigError, UnsupportedModelError
+from earlytom.hf.chunked import ChunkedEncoder
 from earlytom.hf.compiled import CompiledTower, CompileSettings
 from earlytom.hf.decoding import DecodeSide
 from earlytom.hf.image_frames import ImageSide
+from earlytom.hf.images import ImageTokens
 from earlytom.hf.inner import InnerSide
+from earlytom.hf.options import Options
 from earlytom.hf.packed import PackedVisionSide
 from earlytom.hf.positions import positions_of
 from earlytom.hf.probe import Probe, takes_bias
@@ -45,6 +48,7 @@ class Controller:
         adapter: the model.
         method: the method.
         settings: how its vision encoder is compiled, None: not at all.
+        options: how the method is run.
 
     Raises:
         ConfigError: the method names layers that the model does not have, or cannot be compiled.
@@ -52,13 +56,18 @@ class Controller:
     """
 
     def __init__(
-        self, adapter: Adapter, method: Method, settings: CompileSettings | None = None
+        self,
+        adapter: Adapter,
+        method: Method,
+        settings: CompileSettings | None = None,
+        options: Options | None = None,
     ) -> None:
+        options = options or Options()
         self.adapter = adapter
         self.method = method
         weights = self._weights()
         side = PackedVisionSide if adapter.packed else VisionSide
-        self.vision: VisionSide = side(adapter, method, weights)
+        self.vision: VisionSide = side(adapter, method, weights, options.frames_per_chunk)
         depth = len(adapter.decoder_layers)
         points, decode = method.inner_points(depth), method.decode_layer(depth)
         self.prompt = PromptSide(
@@ -69,9 +78,10 @@ class Controller:
             weights,
         )
         self.prompt.shapes = self.vision.shapes
+        self.image_tokens = ImageTokens(self.vision, self._new_images) if options.images else None
         self.images: ImageSide | None = None
         if isinstance(adapter, ImageFrames):
-            self.images = ImageSide(adapter, self.vision, self._new_videos)
+            self.images = ImageSide(adapter, self.vision, self._new_videos, self.image_tokens)
             self.prompt.find_videos = self.images.before_model
         self.inner = InnerSide(adapter, self.prompt, method, points) if points else None
         self.decoding = None if decode is None else DecodeSide(adapter, self.prompt, method, decode)
@@ -79,9 +89,11 @@ class Controller:
             self.prompt.first = self.inner.at_embeddings
         self._check()
         self.compiled = None if settings is None else CompiledTower(self.vision, settings)
+        self.chunked = ChunkedEncoder(self.vision) if options.frames_per_chunk else None
         self._handles: list[Any] = []
         self._probes: list[Probe] = []
-        self._own_features: Any = None
+        self._own_features: dict[str, Any] = {}
+        self._report: Report | None = None
 
     def _weights(self) -> TokenWeights | None:
         if not self.method.weighs_tokens:
@@ -157,14 +169,16 @@ class Controller:
                 self._after_language_model, with_kwargs=True, always_call=True
             )
         )
-        inner = adapter.inner
-        # an instance may already carry an override of its own (a LLaVA-Video layout)
-        name = adapter.features_name
-        self._own_features = inner.__dict__.get(name)
-        object.__setattr__(inner, CONTROLLER, self)
-        object.__setattr__(inner, name, _VideoFeatures(inner, self))
+        object.__setattr__(adapter.inner, CONTROLLER, self)
+        self._stand_in(adapter.features_name, self._features)
+        if self.image_tokens is not None:
+            self.image_tokens.install(self._handles)
+            if self.images is None:
+                self._stand_in(adapter.images_name, self.image_tokens.run)
         if self.compiled is not None:
             self.compiled.install()
+        if self.chunked is not None:
+            self.chunked.install()
 
     def remove(self) -> None:
         """Detach everything; the model is bit-identical to before."""
@@ -176,11 +190,31 @@ class Controller:
         self._probes.clear()
         if self.compiled is not None:
             self.compiled.remove()
+        if self.chunked is not None:
+            self.chunked.remove()
+        if self.image_tokens is not None:
+            self.image_tokens.remove()
         attributes = self.adapter.inner.__dict__
-        if attributes.pop(CONTROLLER, None) is not None:
-            del attributes[self.adapter.features_name]
-            if self._own_features is not None:
-                attributes[self.adapter.features_name] = self._own_features
+        attributes.pop(CONTROLLER, None)
+        for name, own in self._own_features.items():
+            attributes.pop(name, None)
+            if own is not None:
+                attributes[name] = own
+        self._own_features.clear()
+
+    def _stand_in(self, name: str, run: Callable[..., Any]) -> None:
+        """Have ``run(original, args, kwargs)`` answer calls of a method of the model."""
+        inner = self.adapter.inner
+        # an instance may already carry an override of its own (a LLaVA-Video layout)
+        self._own_features[name] = inner.__dict__.get(name)
+        object.__setattr__(inner, name, _StandIn(getattr(inner, name), run))
+
+    def _features(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.images is not None:
+            return self.images.call(original, args, kwargs)
+        output = self.vision.run(original, args, kwargs)
+        self._new_videos()
+        return output
 
     # ------------------------------------------------------------------ reports
     def report(self) -> Report:
@@ -192,13 +226,25 @@ class Controller:
 
     def new_report(self) -> None:
         """Start the report of a new call."""
-        _LAST[self.adapter.inner] = Report(
+        self._report = _LAST[self.adapter.inner] = Report(
             self.method.name, self.method.retention_ratio, self.vision.positions
         )
 
     def _new_videos(self) -> None:
-        self.new_report()
+        if not self._waits() or self.report().videos:
+            self.new_report()
         self.report().videos = self.vision.reports
+
+    def _new_images(self) -> None:
+        if not self._waits() or self.report().images:
+            self.new_report()
+        assert self.image_tokens is not None
+        self.report().images = tuple(self.image_tokens.counts)
+
+    def _waits(self) -> bool:
+        """Whether the last report is of this prompt's images or videos, so far."""
+        last = _LAST.get(self.adapter.inner)
+        return last is not None and last is self._report and last.prompt_columns is None
 
     def _after_language_model(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         step = self.prompt.step
@@ -215,25 +261,16 @@ class Controller:
                 side.finish()
 
 
-class _VideoFeatures:
-    """Stands in for ``get_video_features`` (same signature) while a method is on.
+class _StandIn:
+    """Stands in for a method of a model (same signature) while a method is on."""
 
-    Of a model without it, for ``get_image_features``.
-    """
-
-    def __init__(self, inner: nn.Module, controller: Controller) -> None:
-        original: Any = getattr(inner, controller.adapter.features_name)
+    def __init__(self, original: Callable[..., Any], run: Callable[..., Any]) -> None:
         self._original = original
-        self._controller = controller
+        self._run = run
         functools.update_wrapper(self, original, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        controller = self._controller
-        if controller.images is not None:
-            return controller.images.call(self._original, args, kwargs)
-        output = controller.vision.run(self._original, args, kwargs)
-        controller._new_videos()
-        return output
+        return self._run(self._original, args, kwargs)
 
 
 def controller_of(model: Any) -> Controller | None:
@@ -245,15 +282,21 @@ def controller_of(model: Any) -> Controller | None:
     return None
 
 
-def attach(model: Any, method: Method, settings: CompileSettings | None = None) -> None:
+def attach(
+    model: Any,
+    method: Method,
+    settings: CompileSettings | None = None,
+    options: Options | None = None,
+) -> None:
     """Put ``method`` on ``model``; a method that is on already is replaced.
 
     Args:
         model: what holds a supported model.
         method: what to put on.
         settings: how its vision encoder is compiled, None: not at all.
+        options: how the method is run.
     """
-    put_on(model, Controller(find_adapter(model), method, settings))
+    put_on(model, Controller(find_adapter(model), method, settings, options))
 
 
 def put_on(model: Any, controller: Controller) -> None:

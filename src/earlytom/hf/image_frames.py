@@ -8,6 +8,7 @@ them for beams as it likes, and the hook puts features in their place.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from earlytom.errors import UnsupportedModelError, VideoError
+from earlytom.hf.images import ImageTokens
 from earlytom.hf.vision import VisionSide
 from earlytom.models.image_frames import FrameColumns, ImageFrames
 
@@ -38,12 +40,15 @@ class ImageSide:
         adapter: the live model.
         vision: runs the method on videos.
         done: called after videos were encoded.
+        tokens: selects tokens of other images, None: they are left as they are.
     """
 
     adapter: ImageFrames
     vision: VisionSide
     done: Callable[[], None]
+    tokens: ImageTokens | None = None
     _videos: list[tuple[int, int]] | None = field(default=None, init=False)  # of the next call
+    _images: list[tuple[int, int]] = field(default_factory=list, init=False)  # likewise
 
     def before_model(self, ids: Tensor, kwargs: dict[str, Any]) -> FrameColumns | None:
         """Read a prompt; features that waited for it are put into ``kwargs``.
@@ -68,7 +73,7 @@ class ImageSide:
         if isinstance(waiting, AwaitsPrompt):
             ahead[_ENCODED] = self._encode(waiting, found)
         elif waiting is None:
-            self._videos = found.videos
+            self._videos, self._images = found.videos, found.images
         return found if found.videos else None
 
     def _encode(self, waiting: AwaitsPrompt, found: FrameColumns) -> Any:
@@ -84,6 +89,7 @@ class ImageSide:
                 f"the prompt holds placeholders of {found.tiles} images, but {len(order)} are given"
             )
         self._videos = list(dict.fromkeys((order[first], n) for first, n in found.videos))
+        self._images = list(dict.fromkeys((order[first], n) for first, n in found.images))
         features: Any = getattr(self.adapter.inner, self.adapter.features_name)
         output = features(**waiting.arguments)
         rows = self.adapter.flat(output)
@@ -99,7 +105,7 @@ class ImageSide:
             # asked for by generate, which will show the prompt; other callers get all features
             return self._wait(named) if kwargs.get("return_dict") else original(*args, **kwargs)
         if not videos:
-            return original(*args, **kwargs)
+            return self._encode_images(functools.partial(original, *args, **kwargs))
         adapter = self.adapter
         tiles = adapter.tiles(named)
         total = len(tiles["pixel_values"])
@@ -109,7 +115,10 @@ class ImageSide:
         adapter.videos = [n for _, n in videos]
         rest = {k: v for k, v in named.items() if k not in tiles}
         chosen = torch.tensor(frames, device=tiles["pixel_values"].device)
-        part = adapter.check_frames({k: v.index_select(0, chosen) for k, v in tiles.items()})
+        part = tiles
+        if frames != list(range(total)):  # pixels are large: no copy of a single video
+            part = {k: v.index_select(0, chosen) for k, v in tiles.items()}
+        part = adapter.check_frames(part)
         output = self.vision.run(original, (), {**rest, **adapter.call_arguments(part)})
         self.done()
         others = sorted(set(range(total)) - set(frames))
@@ -120,10 +129,19 @@ class ImageSide:
             if others:
                 left = torch.tensor(others, device=chosen.device)
                 part = {k: v.index_select(0, left) for k, v in tiles.items()}
-                images = original(**rest, **adapter.call_arguments(part))
+                images = self._encode_images(
+                    functools.partial(original, **rest, **adapter.call_arguments(part))
+                )
                 joined[left.to(rows.device)] = adapter.flat(images)
             output = adapter.put_flat(output, joined)
         return output
+
+    def _encode_images(self, encode: Callable[[], Any]) -> Any:
+        """Return the features of all images that are no frames, in the order of the call."""
+        images, self._images = self._images, []
+        if self.tokens is None or not images:
+            return encode()
+        return self.tokens.run_tiles(encode, [n for _, n in sorted(images)])
 
     def _wait(self, arguments: dict[str, Any]) -> AwaitsPrompt:
         tiles = self.adapter.tiles(arguments)["pixel_values"]

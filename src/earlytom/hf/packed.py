@@ -54,21 +54,21 @@ class PackedVisionSide(VisionSide):
         call, adapter = self.call, self.adapter
         if call is None:
             return
+        videos = self.chunks.videos or call.videos
         if self._segments is None:
-            self._segments = Segments(adapter.encoder_rows(call.videos))
+            self._segments = Segments(adapter.encoder_rows(videos))
         if not self._segments.add(query.detach(), key.detach()):
             return
         segments, self._segments = self._segments, None
         assert self.score_layer is not None
-        received = segments.received(scaling, adapter.segment_frames(self.score_layer, call.videos))
-        for state, part in zip(
-            call.videos, adapter.split_videos(received, call.videos), strict=True
-        ):
-            state.received = part
-        if self.method.needs_keys():
-            parts = adapter.split_videos(segments.keys(), call.videos)
-            for state, part in zip(call.videos, parts, strict=True):
-                state.keys = part
+        received = segments.received(scaling, adapter.segment_frames(self.score_layer, videos))
+        keys = segments.keys() if self.method.needs_keys() else None
+        measured = self.chunks.gather("score", received, keys)
+        for name, signal in zip(("received", "keys"), measured or (), strict=False):
+            if signal is not None:
+                parts = adapter.split_videos(signal, call.videos)
+                for state, part in zip(call.videos, parts, strict=True):
+                    setattr(state, name, part)
 
     @spanned("place")
     def before_projector(self, module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -49,8 +49,7 @@ class PatchHooks:
         if side.coarse is not None:
             pre(side.adapter.embeddings(), self.before_embeddings)
         for i, layer in enumerate(side.adapter.layers):
-            reduces, rebuilds = i in side.layers, i in side.rebuild
-            inside = rebuilds or (reduces and side.place == "attention")
+            reduces, rebuilds, inside = i in side.layers, i in side.rebuild, side.inside(i)
             if reduces or rebuilds or (side.proportional and i > side.layers[0]):
                 pre(layer, self.before_layer, i)
             if inside:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from earlytom.checks import check_ascending, check_choice
 from earlytom.clock import spanned
 from earlytom.errors import ConfigError, UnsupportedModelError
+from earlytom.hf.chunks import Chunks
 from earlytom.hf.patch_hooks import PatchHooks
 from earlytom.hf.placing import place_tokens
 from earlytom.hf.probe import BIASED, implementation_of, takes_bias
@@ -64,9 +65,10 @@ class PatchSide:
         UnsupportedModelError: the encoder or its attention function does not allow it.
     """
 
-    def __init__(self, adapter: Adapter, method: Method) -> None:
+    def __init__(self, adapter: Adapter, method: Method, chunks: Chunks) -> None:
         self.adapter = adapter
         self.method = method
+        self.chunks = chunks
         self.layers = method.reduce_layers(adapter.usable_layers)
         self.rebuild = method.rebuild_layers(adapter.usable_layers) if self.layers else ()
         self.place = method.reduce_place
@@ -150,6 +152,10 @@ class PatchSide:
             return ()
         return tuple(i - (self.place == "input") for i in self.layers)
 
+    def inside(self, layer: int) -> bool:
+        """Whether patches change between the attention and the MLP of ``layer``."""
+        return layer in self.rebuild or (layer in self.layers and self.place == "attention")
+
     def install(self, handles: list[Any]) -> None:
         """Put the hooks on the encoder and add their handles to ``handles``."""
         if self.active:
@@ -162,9 +168,12 @@ class PatchSide:
         """Probe sink of the signal layers: keep what the method wants until it reduces."""
         if self.call is None:
             return
-        for signal, value in zip(SIGNALS, (query, key), strict=True):
-            if signal in self.method.patch_signals():
-                parts = value.detach().split(self.call.frames)
+        wanted = [s in self.method.patch_signals() for s in SIGNALS]
+        both = zip((query, key), wanted, strict=True)
+        measured = self.chunks.gather("patches", *(x.detach() if w else None for x, w in both))
+        for signal, value in zip(SIGNALS, measured or (), strict=False):
+            if value is not None:
+                parts = value.split(self.call.frames)
                 for state, part in zip(self._videos(query.device), parts, strict=True):
                     setattr(state, signal, part[:, :, self.adapter.class_tokens :])
 
@@ -262,7 +271,7 @@ class PatchSide:
                 f"the projector got {hidden.shape[1]} patches per frame where {n} were expected; "
                 "vision_feature_layer or vision_feature_select_strategy of this call do not fit"
             )
-        if not self._sparse:
+        if not self.sparse:
             if not call.passed:
                 return hidden
             note("restored", owner=call.videos[0].owner, grid=grid)
@@ -274,7 +283,7 @@ class PatchSide:
         return hidden.new_zeros(()).expand(hidden.shape[0], adapter.patch_count, hidden.shape[2])
 
     @property
-    def _sparse(self) -> bool:
+    def sparse(self) -> bool:
         """Whether tokens of this call stay apart until they are placed."""
         passed = self.call is not None and bool(self.call.passed)
         return not self.restore and (passed or self.coarse is not None)
@@ -290,11 +299,11 @@ class PatchSide:
     def after_projector(self, output: Tensor) -> Tensor | None:
         """Set the projected tokens aside; the model goes on with NaN rows of full resolution."""
         call, classes = self.call, self.adapter.kept_class_tokens
-        if call is None or not self._sparse:
+        if call is None or not self.sparse:
             return None
         call.tokens = output[:, classes:]
-        shape = output.shape[0], self.adapter.projected, output.shape[2]
-        rows = output.new_full(shape, float("nan"))
+        size = self.adapter.tokens_per_frame if self.chunks.pooled else self.adapter.projected
+        rows = output.new_full((output.shape[0], size, output.shape[2]), float("nan"))
         return torch.cat([output[:, :classes], rows], 1) if classes else rows
 
     def selection(self, video: int) -> TokenSelection | None:

@@ -9,8 +9,8 @@ from earlytom.method import Method
 from earlytom.models.base import Adapter
 
 
-def positions_of(adapter: Adapter, method: Method) -> str:
-    """Return ``keep``, ``renumber`` or ``respace`` for ``method`` on this model.
+def positions_of(adapter: Adapter | type[Adapter], method: Method) -> str:
+    """Return ``keep``, ``renumber`` or ``respace`` for ``method`` on this model, or its family.
 
     Positions of several axes say where in the picture a token is. Renumbering them loses that, so
     it is done only if asked for, never because it is a method's default.

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from earlytom.clock import span, spanned
 from earlytom.errors import ConfigError
+from earlytom.hf.chunks import Chunks
 from earlytom.hf.hooks import hidden_states, with_hidden_states
 from earlytom.hf.probe import Probe, Sink
 from earlytom.method import Method
 from earlytom.models.base import Adapter
 from earlytom.ops.packed import fuses, packed_attention
 from earlytom.ops.select import mask_index
-from earlytom.ops.tensors import to_device
+from earlytom.ops.tensors import slices, to_device
 from earlytom.trace import note
 
 _FILL = 0.75  # frames share one attention call if the smallest has this share of fresh patches
@@ -51,10 +52,10 @@ class FreshPatches:
     queries: tuple[int, ...]
 
     @classmethod
-    def build(cls, fresh: Tensor) -> FreshPatches:
+    def build(cls, fresh: Tensor, step: int | None = None) -> FreshPatches:
         """Plan attention for ``fresh [frames, patches]`` bool; its row sums go to the host.
 
-        Patches of a video's first frame must be fresh.
+        Patches of a video's first frame must be fresh. At most ``step`` frames share a call.
         """
         row = fresh.flatten().long().cumsum(0).view(fresh.shape) - 1
         source = torch.where(fresh, row, -1).cummax(0).values
@@ -62,17 +63,20 @@ class FreshPatches:
         starts = counts.cumsum(0) - counts
         groups, used, longest = [], 0, [0] * len(fresh)
         place = torch.empty(int(counts.sum()), dtype=torch.int64)
-        for members in _alike(counts.tolist()):
-            many = counts[members, None]
-            for t in members:
-                longest[t] = int(many[0])
-            step = torch.arange(longest[members[0]])
-            queries = starts[members, None] + step.minimum(many - 1)
-            mine = step < many
-            output = used + torch.arange(queries.numel()).view(queries.shape)
-            place[queries[mine]] = output[mine]
-            used += queries.numel()
-            groups.append((to_device(members, fresh.device), to_device(queries, fresh.device)))
+        for alike in _alike(counts.tolist()):
+            most = int(counts[alike[0]])
+            for first, end in slices(len(alike), step or len(alike)):
+                members = alike[first:end]
+                many = counts[members, None]
+                for t in members:
+                    longest[t] = most
+                column = torch.arange(most)
+                queries = starts[members, None] + column.minimum(many - 1)
+                mine = column < many
+                output = used + torch.arange(queries.numel()).view(queries.shape)
+                place[queries[mine]] = output[mine]
+                used += queries.numel()
+                groups.append((to_device(members, fresh.device), to_device(queries, fresh.device)))
         place = to_device(place, fresh.device)
         begin = to_device(torch.cat([starts, counts.sum()[None]]), fresh.device)
         return cls(source, groups, place, begin, tuple(counts.tolist()), tuple(longest))
@@ -148,9 +152,10 @@ class ReuseSide:
         UnsupportedModelError: the encoder does not keep frames as rows of patches.
     """
 
-    def __init__(self, adapter: Adapter, method: Method) -> None:
+    def __init__(self, adapter: Adapter, method: Method, chunks: Chunks) -> None:
         self.adapter = adapter
         self.method = method
+        self.chunks = chunks
         self.layer = method.reuse_layer(adapter.usable_layers)
         self.fresh: FreshPatches | None = None
         self.frames: list[int] | None = None
@@ -210,7 +215,7 @@ class ReuseSide:
         note("fresh", fresh=fresh, grid=self.adapter.patch_grid)
         if classes:  # always computed
             fresh = nn.functional.pad(fresh, (classes, 0), value=True)
-        self.fresh = FreshPatches.build(fresh)
+        self.fresh = FreshPatches.build(fresh, self.chunks.frames)
         return with_hidden_states(args, kwargs, self.fresh.pack(hidden, fresh))
 
     def restored(self, hidden: Tensor, cut: int = 0) -> Tensor:
@@ -240,8 +245,14 @@ class ReuseSide:
         """Show ``sink`` whole frames."""
 
         def whole(query: Tensor, key: Tensor, *rest: Any) -> None:
-            if self.fresh is not None:
-                query, key = self.fresh.rows(query), self.fresh.rows(key)
-            sink(query, key, *rest)
+            fresh = self.fresh
+            if fresh is None:
+                return sink(query, key, *rest)
+            every = torch.arange(len(fresh.source), device=fresh.source.device)
+            return self.chunks.run(
+                list(self.chunks.of(every)),
+                len(every),
+                lambda frames: sink(fresh.rows(query, frames), fresh.rows(key, frames), *rest),
+            )
 
         return whole

@@ -9,6 +9,7 @@ beam expansion and ahead-of-time encoding by ``generate``. The prompt side remov
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from earlytom.clock import spanned
 from earlytom.errors import UnsupportedModelError, VideoError
+from earlytom.hf.chunks import Chunks
 from earlytom.hf.hooks import hidden_states, with_hidden_states
 from earlytom.hf.patches import PatchSide
 from earlytom.hf.positions import positions_of
@@ -31,7 +33,8 @@ from earlytom.ops.anchors import probe_attention
 from earlytom.ops.received import received_attention
 from earlytom.ops.rows import place_rows
 from earlytom.report import VideoReport, video_report
-from earlytom.stages import Shape, TokenSelection, VideoFeatures, VideoState
+from earlytom.running import frame_slots, merge_video, select_video, token_cells
+from earlytom.stages import Shape, TokenSelection, VideoState
 from earlytom.trace import START, note
 
 
@@ -43,6 +46,8 @@ class VideoCall:
     next_point: int = 0
     slots: list[tuple[int, ...]] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)  # of get_video_features
+    images: bool = False  # these are images: nothing is merged or reduced
+    looked_at: bool = False  # by what cuts it into chunks
 
     @property
     def frames(self) -> list[int]:
@@ -59,17 +64,22 @@ class VisionSide:
     """Runs stage I and stage II of ``method`` on the vision tower of ``adapter``."""
 
     def __init__(
-        self, adapter: Adapter, method: Method, weights: TokenWeights | None = None
+        self,
+        adapter: Adapter,
+        method: Method,
+        weights: TokenWeights | None = None,
+        frames_per_chunk: int | None = None,
     ) -> None:
         self.adapter = adapter
         self.method = method
         self.weights = weights
+        self.chunks = Chunks(frames_per_chunk)
         self.positions = positions_of(adapter, method)
         self.points = method.merge_points(adapter.usable_layers)
         self.score_layer = method.score_layer(adapter.usable_layers)
         self._classes = adapter.class_tokens
-        self.patches = PatchSide(adapter, method)
-        self.reuse = ReuseSide(adapter, method)
+        self.patches = PatchSide(adapter, method, self.chunks)
+        self.reuse = ReuseSide(adapter, method, self.chunks)
         self.call: VideoCall | None = None
         self.reports: list[VideoReport] = []
         self._shapes: dict[tuple[int, int], Shape] = {}
@@ -107,12 +117,13 @@ class VisionSide:
             return
         with torch.no_grad():
             received = received_attention(query, key, scaling, mask)[:, self._classes :]
-        for v, part in enumerate(received.split(self.call.frames)):
-            self.call.videos[v].received = self.patches.spread(v, part)
-        if self.method.needs_keys():
-            mean_keys = key.detach().mean(1)[:, self._classes :]
-            for v, mean_key in enumerate(mean_keys.split(self.call.frames)):
-                self.call.videos[v].keys = self.patches.spread(v, mean_key)
+        mean_keys = key.detach().mean(1)[:, self._classes :] if self.method.needs_keys() else None
+        measured = self.chunks.gather("score", received, mean_keys)
+        if measured is None:
+            return
+        for name, signal in zip(("received", "keys"), measured, strict=True):
+            for v, part in enumerate(() if signal is None else signal.split(self.call.frames)):
+                setattr(self.call.videos[v], name, self.patches.spread(v, part))
 
     @spanned("score")
     def capture_head(self, head: Any, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -124,9 +135,9 @@ class VisionSide:
         with torch.no_grad():
             if hidden is not seen:
                 output = head.forward(hidden)  # it ran on the patches computed only
-            probe = probe_attention(
-                hidden, head.probe, inner.in_proj_weight, inner.in_proj_bias, inner.num_heads
-            )
+            weights = head.probe, inner.in_proj_weight, inner.in_proj_bias, inner.num_heads
+            parts_of = [probe_attention(x, *weights) for x in self.chunks.of(hidden)]
+            probe = parts_of[0] if len(parts_of) == 1 else torch.cat(parts_of)
         frames = self.call.frames
         parts = zip(output.detach().split(frames), probe.split(frames), strict=True)
         for v, (vectors, part) in enumerate(parts):
@@ -153,21 +164,14 @@ class VisionSide:
         for x, state in zip(
             self.adapter.split_videos(hidden, call.videos), call.videos, strict=True
         ):
-            seen = x.detach()[:, classes:]
-            plan = self.method.merge_frames(seen, state, point, state.tokens_per_frame)
-            if plan is not None:
-                x = plan.apply(x)
-                state.apply(plan, layer)
-            note("merged", plan=plan)
-            self.method.finish_frames(x.detach()[:, classes:], state, point)
-            merged.append(x)
+            merged.append(merge_video(self.method, x, state, point, layer, classes))
         return self.adapter.join_frames(merged)
 
     # ------------------------------------------------------------------ projector
     @spanned("place")
     def before_projector(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Pre-hook of the adapter's entry: merge after the very last layer, if asked for."""
-        if self.call is None:
+        if self.call is None or self.call.images:
             return None
         left = self.adapter.entry_class_tokens
         if self._due(self.adapter.usable_layers - 1):
@@ -184,7 +188,7 @@ class VisionSide:
     def after_projector(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """Spread the frames left over their slots; all other frames become NaN."""
         call = self.call
-        if call is None:
+        if call is None or call.images:
             return None
         call.slots = [frame_slots(v, self.positions) for v in call.videos]
         if not call.merged:
@@ -218,6 +222,7 @@ class VisionSide:
         finally:
             self.call = self.patches.call = None
             self.reuse.finish()
+            self.chunks.reset()
 
     @spanned("select")
     def _select(self, output: Any, call: VideoCall) -> Any:
@@ -233,22 +238,17 @@ class VisionSide:
             where = torch.tensor(slots, device=tokens.device)
             merged = state.n_frames != state.n_input
             present = tokens.index_select(0, where) if merged else tokens
-            received, probe, keys = state.received, state.probe, state.keys
-            if received is not None:
-                received = adapter.pool_video(received.unsqueeze(-1), grid).squeeze(-1)
-            if probe is not None:
-                probe = adapter.pool_video(probe.unsqueeze(-1), grid).squeeze(-1)
-            if keys is not None:
-                keys = adapter.pool_video(keys, grid)
-            chosen = self.patches.selection(v)
+            received, chosen = state.received, self.patches.selection(v)
             if chosen is None:
-                chosen = self.method.select_tokens(
-                    VideoFeatures(present, received, grid, state, keys, state.vectors, probe)
+                chosen, received = select_video(
+                    self.method, present, state, functools.partial(adapter.pool_video, grid=grid)
                 )
+            elif received is not None:
+                received = adapter.pool_video(received.unsqueeze(-1), grid).squeeze(-1)
             if chosen is None and merged:
                 chosen = TokenSelection(torch.arange(len(slots) * size, device=tokens.device))
             if chosen is not None:
-                cells = _cells(chosen.index, where, size)
+                cells = token_cells(chosen.index, where, size)
                 if self.weights is not None:
                     self.weights.add(state, cells, chosen.weight)
                 tokens, kept = _mark(tokens, present, cells, chosen)
@@ -266,22 +266,6 @@ class VisionSide:
 def _memory_of(rows: Tensor) -> tuple[int, int]:
     """Return where in memory the rows of a video are."""
     return rows.data_ptr(), len(rows)
-
-
-def frame_slots(state: VideoState, positions: str) -> tuple[int, ...]:
-    """Return the frame slot of every frame left: its own place, or evenly spaced (``respace``)."""
-    n, t = state.n_frames, state.n_input
-    if positions != "respace" or n == t:
-        return state.first
-    if n == 1:
-        return (0,)
-    return tuple((2 * k * (t - 1) + n - 1) // (2 * (n - 1)) for k in range(n))
-
-
-def _cells(index: Tensor, slots: Tensor, size: int) -> Tensor:
-    """Return the cell among all input frames of tokens ``index`` of the frames present."""
-    index = index.to(slots.device)
-    return slots[torch.div(index, size, rounding_mode="floor")] * size + index % size
 
 
 def _mark(

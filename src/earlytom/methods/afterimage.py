@@ -16,7 +16,14 @@ from earlytom.method import Method, register_method
 from earlytom.ops.diversity import farthest_points, nearest_kept
 from earlytom.ops.fresh import changed_patches
 from earlytom.ops.lattice import video_lattice
-from earlytom.ops.tensors import check_finite, exact, to_device, unit_rows
+from earlytom.ops.tensors import (
+    CHUNK_BYTES,
+    check_finite,
+    exact,
+    slices,
+    to_device,
+    unit_rows,
+)
 from earlytom.stages import TokenSelection, VideoFeatures
 
 _START = Fraction(1, 12)  # share of the encoder that sees every patch
@@ -174,9 +181,14 @@ def with_time(features: Tensor, weight: float) -> Tensor:
     Returns:
         ``[T * S, D + 2]`` float32.
     """
-    x = features.detach().float()
-    n, size = x.shape[:2]
-    unit = unit_rows(x - x.mean((0, 1)))
-    angle = torch.arange(n, device=x.device) * (_ANGLE / n)
+    features = features.detach()
+    mean = features.mean((0, 1), dtype=torch.float32)
+    n, size, dim = features.shape
+    angle = torch.arange(n, device=features.device) * (_ANGLE / n)
     time = torch.stack([angle.cos(), angle.sin()], 1)[:, None].expand(-1, size, -1)
-    return torch.cat([unit, weight * time], -1).flatten(0, 1) / math.sqrt(1 + weight**2)
+    out = torch.empty(n, size, dim + 2, device=features.device)
+    step = max(1, CHUNK_BYTES // max(1, size * dim * 4))  # frames in float32 at a time
+    for a, b in slices(n, step):
+        unit = unit_rows(features[a:b].float() - mean)
+        out[a:b] = torch.cat([unit, weight * time[a:b]], -1) / math.sqrt(1 + weight**2)
+    return out.flatten(0, 1)

@@ -30,6 +30,14 @@ class Adapter:
         checkpoints: examples on the Hugging Face Hub.
         features_name: method of ``inner`` that turns pixels into features of the language model.
         language_name: attribute of ``inner`` that is the language model.
+        pooling_name: method of ``inner`` that pools ``[frames, patches, dim]`` of videos behind the
+            projector, None without one.
+        images_name: method of ``inner`` that turns images into features of the language model.
+        packer_name: method of ``inner`` that joins the crops of its images (``pack_image_features``
+            of LLaVA), None without one.
+        no_images: why tokens of images cannot be selected, None where they can.
+        no_image_signals: why the encoder's signals of images are out of reach, None where they are
+            not.
         masked_layers: whether encoder layers take an attention mask.
         resizable: whether frames may be given to the encoder at a lower resolution.
         patch_grid: (height, width) of the patches of a frame inside the encoder, or None where
@@ -50,6 +58,11 @@ class Adapter:
     checkpoints: ClassVar[tuple[str, ...]] = ()
     features_name: ClassVar[str] = "get_video_features"
     language_name: ClassVar[str] = "language_model"
+    pooling_name: ClassVar[str | None] = None
+    images_name: ClassVar[str] = "get_image_features"
+    packer_name: ClassVar[str | None] = None
+    no_images: ClassVar[str | None] = None
+    no_image_signals: ClassVar[str | None] = None
     masked_layers: ClassVar[bool] = True
     resizable: ClassVar[bool] = True
 

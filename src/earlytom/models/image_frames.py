@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -49,11 +49,13 @@ class FrameColumns:
         visual: ``[batch, L]`` bool, placeholders of frames.
         tiles: images (tiles of them) that all placeholders of the prompt stand for.
         videos: first tile and frames of every video, in the order of the prompt.
+        images: first tile and tiles of every other image.
     """
 
     visual: Tensor
     tiles: int
     videos: list[tuple[int, int]]
+    images: list[tuple[int, int]] = field(default_factory=list)
 
 
 class ImageFrames(Adapter):
@@ -176,6 +178,7 @@ class ImageFrames(Adapter):
         starts, ends = (step == 1).nonzero().tolist(), (step == -1).nonzero().tolist()
         visual = torch.zeros(host.shape, dtype=torch.bool)
         videos: list[tuple[int, int]] = []
+        images: list[tuple[int, int]] = []
         # count: number of the frame before, 0 after anything else
         tile, row, previous, count = 0, -1, 0, 0
         for (b, start), (_, end) in zip(starts, ends, strict=True):
@@ -190,9 +193,11 @@ class ImageFrames(Adapter):
                 videos.append((tile, 1))
             elif number:
                 videos[-1] = videos[-1][0], number
+            else:
+                images.append((tile, (end - start) // size))
             visual[b, start:end] = number > 0
             tile, row, count, previous = tile + (end - start) // size, b, number, end
-        found = FrameColumns(visual.to(ids.device), tile, videos)
+        found = FrameColumns(visual.to(ids.device), tile, videos, images)
         each = rule.frames_per_video
         if each is not None and any(n != each for _, n in videos):
             raise VideoError(

@@ -25,6 +25,7 @@ class LlavaNextVideo(Llava):
     """
 
     model_types = ("llava_next_video",)
+    packer_name = "pack_image_features"
     checkpoints = ("llava-hf/LLaVA-NeXT-Video-7B-hf",)
 
     def __init__(self, inner: nn.Module) -> None:

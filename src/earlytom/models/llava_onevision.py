@@ -15,6 +15,8 @@ class LlavaOnevision(Llava):
     """``LlavaOnevisionModel`` of transformers: bilinear 2x pooling, one newline token a video."""
 
     model_types = ("llava_onevision",)
+    pooling_name = "apply_pooling"
+    packer_name = "pack_image_features"
     checkpoints = (
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         "llava-hf/llava-onevision-qwen2-7b-ov-hf",

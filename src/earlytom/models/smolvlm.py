@@ -28,6 +28,7 @@ class SmolVLM(ImageFrames):
     )
     language_name = "text_model"
     resizable = False
+    no_images = "tiles of an image stand apart in the prompt, so its tokens cannot be counted"
     lead = re.compile(r"Frame from \d+:\d+:\s*(?:<[^<>]*>)*\s*$")
 
     def __init__(self, inner: nn.Module) -> None:
@@ -52,12 +53,10 @@ class SmolVLM(ImageFrames):
 
     def tiles(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
         """``pixel_values`` is ``[batch, images, 3, height, width]``, 0 where there is no image."""
+        names = ("pixel_values", "pixel_attention_mask")
+        rows = {k: arguments[k].flatten(0, 1) for k in names if arguments.get(k) is not None}
         real = _real(arguments).flatten()
-        rows = {"pixel_values": arguments["pixel_values"].flatten(0, 1)[real]}
-        mask = arguments.get("pixel_attention_mask")
-        if mask is not None:
-            rows["pixel_attention_mask"] = mask.flatten(0, 1)[real]
-        return rows
+        return rows if bool(real.all()) else {k: v[real] for k, v in rows.items()}
 
     def call_arguments(self, tiles: dict[str, Tensor]) -> dict[str, Any]:
         """One sequence with all of them."""
@@ -81,6 +80,6 @@ class SmolVLM(ImageFrames):
 
 def _real(arguments: dict[str, Any]) -> Tensor:
     """Return ``[batch, images]`` bool, False for padding; of nothing else one is taken."""
-    real: Tensor = (arguments["pixel_values"] != 0).flatten(2).any(2)
+    real: Tensor = arguments["pixel_values"].flatten(2).any(2)
     real[0, 0] |= ~real.any()
     return real

@@ -23,6 +23,7 @@ class VideoLlava(Llava):
     model_types = ("video_llava",)
     checkpoints = ("LanguageBind/Video-LLaVA-7B-hf",)
     pooling = 1
+    no_image_signals = "images have an encoder of their own (image_tower), which is not watched"
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__(inner, "video_tower")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from earlytom import kernels
-from earlytom.ops.tensors import to_device
+from earlytom.ops.tensors import CHUNK_BYTES, slices, to_device
 
 Groups = tuple[tuple[int, int], ...]
 
@@ -81,10 +81,14 @@ class MergePlan:
         index = to_device(member, x.device)
         acc = torch.promote_types(x.dtype, torch.float32)
         w = to_device(weight, x.device, acc).view(*index.shape, *[1] * (x.dim() - 1))
-        merged = x.index_select(0, index[:, 0]).to(acc) * w[:, 0]
-        for k in range(1, width):
-            merged += x.index_select(0, index[:, k]).to(acc) * w[:, k]
-        return out.index_copy_(0, to_device(rows, x.device), merged.to(x.dtype))
+        where = to_device(rows, x.device)
+        step = max(1, CHUNK_BYTES // max(1, x[0].numel() * 4))  # frames in float32 at a time
+        for a, b in slices(len(rows), step):
+            merged = x.index_select(0, index[a:b, 0]).to(acc) * w[a:b, 0]
+            for k in range(1, width):
+                merged += x.index_select(0, index[a:b, k]).to(acc) * w[a:b, k]
+            out.index_copy_(0, where[a:b], merged.to(x.dtype))
+        return out
 
     def dense(self) -> Tensor:
         """Return ``W [N, T]`` in float64 on the CPU (for tests and drawings)."""
@@ -107,6 +111,29 @@ class MergePlan:
             weights.append(tuple(total[f] for f in frames))
         return MergePlan(self.n_input, tuple(members), tuple(weights), after.groups)
 
+    def at_least(self, n: int) -> MergePlan:
+        """Return this plan, or one with ``n`` frames left where this one leaves fewer.
+
+        The largest group is cut in the middle until there are enough (of equal ones the first);
+        weights keep their proportions, or go to the first member where they do not add up to more
+        than 0.
+        """
+        rows = sorted(zip(self.members, self.weights, strict=True), key=lambda row: row[0][0])
+        while len(rows) < min(n, self.n_input):
+            largest = max(range(len(rows)), key=lambda i: len(rows[i][0]))
+            members, weights = rows[largest]
+            half = len(members) // 2
+            if not half:
+                break
+            rows[largest : largest + 1] = [
+                (members[part], _normed(weights[part])) for part in (slice(half), slice(half, None))
+            ]
+            rows.sort(key=lambda row: row[0][0])
+        if len(rows) == self.n_output:
+            return self
+        left, weighed = zip(*rows, strict=True)
+        return MergePlan(self.n_input, left, weighed, self.groups)
+
     def _sources(self) -> list[int | None]:
         """Return per output frame the input frame that it copies, or None if it is a sum."""
         found: list[int | None] = []
@@ -122,6 +149,13 @@ class MergePlan:
             for row in zip(self.members, self.weights, strict=True)
         ]
         return [[m for m, _ in row] for row in rows], [[w for _, w in row] for row in rows]
+
+
+def _normed(weights: tuple[float, ...]) -> tuple[float, ...]:
+    total = sum(weights)
+    if total <= 0:
+        return (1.0,) + (0.0,) * (len(weights) - 1)
+    return weights if total == 1 else tuple(w / total for w in weights)
 
 
 def _pad(row: list[Any], width: int, fill: Any) -> list[Any]:

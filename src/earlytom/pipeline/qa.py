@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_count
 from earlytom.errors import ConfigError
-from earlytom.hf.api import active_method, last_report
+from earlytom.hf.api import active_method, compressed, last_report
+from earlytom.hf.engine import controller_of
 from earlytom.method import Method
 from earlytom.models import find_adapter
 from earlytom.models.llava_video import LlavaVideo
@@ -26,6 +28,8 @@ from earlytom.report import Report
 from earlytom.video import Video
 
 SHIPPED_FRAMES = 16
+CHUNK = 32  # frames that are encoded at a time ...
+LONG = 64  # ... of videos with more frames than this
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ class VideoQA:
         frames: int | None = None,
         fps: float | None = None,
         allow_http: bool = False,
+        frames_per_chunk: int | None = None,
         max_new_tokens: int = 64,
         stream: Callable[[str], None] | None = None,
     ) -> Answer:
@@ -145,16 +150,21 @@ class VideoQA:
             frames: frames to sample from a file (default: ``self.frames``).
             fps: frames per second to sample from a file instead.
             allow_http: permit http(s) URLs as ``video``.
+            frames_per_chunk: frames that the vision encoder takes at a time, which bounds its
+                memory (see :func:`earlytom.compress`); 0: all at once. None: 32 if there are more
+                than 64 frames.
             max_new_tokens: length limit of the answer, >= 1.
             stream: called with pieces of text as they are generated.
 
         Raises:
             VideoError: the video cannot be used.
-            ConfigError: the method does not fit the model, or a bad ``max_new_tokens``.
+            ConfigError: the method does not fit the model, or a bad ``max_new_tokens`` or
+                ``frames_per_chunk``.
             EarlyTomError: the question holds a placeholder, or the chat template is broken.
         """
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
+        self._check_chunk(frames_per_chunk, method)
         begin = decoded = perf_counter()
         clip: Video | Tensor | Pixels
         if isinstance(video, (Video, Tensor)):
@@ -172,8 +182,9 @@ class VideoQA:
         ready = now(self.device)
         tokens = TokenClock(self.preprocessor.tokenizer, stream)
         with contextlib.ExitStack() as stack:
-            if method is not None:
-                stack.enter_context(method(self.model))
+            chunk = self._chunk(frames_per_chunk, inputs)
+            if method is not None or (chunk and controller_of(self.model) is None):
+                stack.enter_context(compressed(self.model, method, frames_per_chunk=chunk))
             active = active_method(self.model)  # also of a model that was compressed before
             clock = stack.enter_context(StageClock(self.model))
             with torch.inference_mode():
@@ -192,6 +203,21 @@ class VideoQA:
             total=end - begin,
         )
         return self._answer(inputs, tokens, clock, timings, active)
+
+    def _check_chunk(self, asked: int | None, method: Method | None) -> None:
+        if asked is None or asked == 0:
+            return
+        check_count("frames_per_chunk", asked)
+        if method is None and controller_of(self.model) is not None:
+            raise ConfigError(
+                "this model is compressed or compiled already; give frames_per_chunk to "
+                "earlytom.compress, or restore the model"
+            )
+
+    def _chunk(self, asked: int | None, inputs: dict[str, Tensor]) -> int | None:
+        if asked is not None:
+            return asked or None
+        return CHUNK if sum(t for t, _ in self.adapter.video_shapes(inputs)) > LONG else None
 
     def _answer(
         self,

@@ -61,22 +61,35 @@ def opened(source: Source) -> Iterator[tuple[Any, Any]]:
     elif not source.remote:
         target.seek(0)
     timeout = _HTTP_TIMEOUT if source.remote else None
+    with opened_as(target, source.label, options=options, timeout=timeout) as both:
+        yield both
+
+
+@contextmanager
+def opened_as(target: Any, label: str, **how: Any) -> Iterator[tuple[Any, Any]]:
+    """Open ``target``, as :func:`opened` does, with arguments for ``av.open``.
+
+    Args:
+        target: what PyAV opens.
+        label: short name for messages.
+        how: ``options`` with white lists, ``timeout`` in seconds, ``format``.
+    """
     try:
-        container = av.open(target, options=options, timeout=timeout, metadata_errors="replace")
+        container = av.open(target, metadata_errors="replace", **how)
     except (av.FFmpegError, OSError, ValueError, OverflowError, MemoryError) as e:
-        raise VideoError(f"cannot open {source.label}: {_reason(e)}") from e
+        raise VideoError(f"cannot open {label}: {_reason(e)}") from e
     try:
         if not container.streams.video:
             kind = "audio only" if container.streams.audio else "no video stream"
-            raise VideoError(f"not a video ({kind}): {source.label}")
+            raise VideoError(f"not a video ({kind}): {label}")
         stream = max(container.streams.video, key=_rank)
         if stream.codec_context is None or not stream.time_base:
-            raise VideoError(f"no decoder for the video stream of {source.label}")
+            raise VideoError(f"no decoder for the video stream of {label}")
         yield container, stream
     except (av.FFmpegError, OSError, ValueError, OverflowError, MemoryError) as e:
         if isinstance(e, VideoError):
             raise
-        raise VideoError(f"cannot decode {source.label}: {_reason(e)}") from e
+        raise VideoError(f"cannot decode {label}: {_reason(e)}") from e
     finally:
         container.close()
 

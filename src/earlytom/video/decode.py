@@ -64,6 +64,10 @@ class FrameReader:
             found = self._go_back(time)
         return found if found is not None else self._ahead
 
+    def frames(self) -> Iterator[Any]:
+        """Return all frames from the present place on, instead of asking for times."""
+        return self._frames
+
     # ------------------------------------------------------------------ moving
     def _restart(self) -> None:
         self._frames = self._decode()

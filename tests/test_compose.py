@@ -26,6 +26,7 @@ from earlytom.methods import (
 )
 from earlytom.stages import InnerPoint, VideoState
 from tests.families import PROMPTS, Family, forward, generate
+from tests.toys import MergesAll
 from tests.toys_patches import PATCH_TOYS
 
 # what is not a question of the engine: use, data, and what every method has
@@ -156,6 +157,17 @@ def test_frames_suffice_for_the_token_stage() -> None:
     fixed = EarlyTom(retention_ratio=0.1, merge_layers=(0, 1), frames=(4, 2))
     with pytest.raises(BudgetError, match="keep at least 4 frames"):
         frames_left(Compose(fixed, EVS(retention_ratio=0.5)))
+
+
+def test_an_adaptive_encoder_leaves_frames_for_an_exact_token_stage(
+    family: Family, model: nn.Module
+) -> None:
+    method = Compose(MergesAll(), VidCom2(retention_ratio=0.5))
+    with method(model):
+        forward(model, family.inputs(PROMPTS["one_video"]))
+    (video,) = earlytom.last_report(model).videos
+    assert video.frames_out == family.frames // 2
+    assert video.tokens_out == method.token_budget(video.frames_in, video.tokens_per_frame)
 
 
 def test_positions() -> None:

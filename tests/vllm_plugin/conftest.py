@@ -1,0 +1,45 @@
+"""Checkpoints and references that several files use; made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from earlytom.tiny import make_clip, weights_path
+from tests.vllm_plugin import models
+from tests.vllm_plugin.engine import metadata, noise
+from tests.vllm_plugin.reference import LlavaReference, QwenReference
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Path:
+    return weights_path()
+
+
+@pytest.fixture(scope="session")
+def clips() -> list:
+    """Three clips, the last one shorter."""
+    return [make_clip(1, 16).frames, make_clip(2, 16).frames, make_clip(3, 8).frames]
+
+
+@pytest.fixture(scope="session")
+def llava_reference(shipped: Path) -> LlavaReference:
+    return LlavaReference(shipped)
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.qwen2_5_vl(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def qwen_videos() -> list:
+    """Different lengths, and seconds between frames that do not round well."""
+    shapes = ((16, 0, 0.5), (12, 1, 0.3), (6, 2, 1.7))
+    return [(noise(n, seed), metadata(n, seconds)) for n, seed, seconds in shapes]
+
+
+@pytest.fixture(scope="session")
+def qwen_reference(qwen_folder: Path) -> QwenReference:
+    return QwenReference(qwen_folder)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from earlytom.method import Method, list_methods, load_method, register_method
     from earlytom.methods import EarlyTom
     from earlytom.report import Report
+    from earlytom.stream import Stream
 
 __all__ = [
     "BudgetError",
@@ -35,6 +36,7 @@ __all__ = [
     "EarlyTomError",
     "Method",
     "Report",
+    "Stream",
     "UnsupportedModelError",
     "VideoError",
     "__version__",
@@ -61,6 +63,7 @@ _WHERE = {
     "restore": "earlytom.hf.api",
     "last_report": "earlytom.hf.api",
     "Report": "earlytom.report",
+    "Stream": "earlytom.stream",
 }
 
 

@@ -9,6 +9,7 @@ import typer
 
 from earlytom._version import __version__
 from earlytom.cli import tiny
+from earlytom.cli.app_command import serve_app
 from earlytom.cli.ask import ask
 from earlytom.cli.bench import bench
 from earlytom.cli.demo import demo
@@ -17,6 +18,7 @@ from earlytom.cli.inspect import inspect
 from earlytom.cli.methods import methods
 from earlytom.cli.report import report
 from earlytom.cli.tune import tune
+from earlytom.cli.watch import watch
 from earlytom.errors import EarlyTomError
 
 __all__ = ["app", "main"]
@@ -28,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("app")(serve_app)
 app.command()(ask)
 app.command()(bench)
 app.command()(demo)
@@ -36,6 +39,7 @@ app.command()(inspect)
 app.command()(methods)
 app.command()(report)
 app.command()(tune)
+app.command()(watch)
 app.add_typer(tiny.app, name="tiny")
 
 

@@ -1,4 +1,4 @@
-"""What methods say about themselves, and the page made of it."""
+"""What methods say about themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from earlytom.catalog import catalog, describe
 from earlytom.method import Method, list_methods, method_class
 from earlytom.stages import InnerMerge, InnerPoint, InnerState
-from tests.docs_methods import PAGE, renewed
 
 ENTRIES = {e.name: e for e in catalog() if method_class(e.name).__module__.startswith("earlytom.")}
 UNPUBLISHED = {  # baselines and what is ours
@@ -105,9 +104,3 @@ def test_every_registered_method_is_there() -> None:
     assert [e.name for e in catalog()] == list_methods()
     with pytest.raises(TypeError):
         method_class("compose")()
-
-
-def test_the_page_is_current() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert renewed(text) == text, "run python -m tests.docs_methods"
-    assert renewed(text.replace("| `evs` |", "| `old` |")) == text

@@ -7,22 +7,17 @@ imported when a name is looked up that is not there yet, or when all names are l
 from __future__ import annotations
 
 import importlib
-import logging
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from earlytom.errors import ConfigError
+from earlytom.plugins import Plugins, where
 
 if TYPE_CHECKING:
     from earlytom.method import Method
 
-GROUP = "earlytom.methods"
-logger = logging.getLogger(__name__)
-
 M = TypeVar("M", bound="type[Method]")
 _REGISTRY: dict[str, type[Method]] = {}
-_LOADED: set[EntryPoint] = set()
-_BROKEN: dict[str, str] = {}
 
 
 def register_method(cls: M) -> M:
@@ -36,8 +31,8 @@ def register_method(cls: M) -> M:
     if not cls.__module__.startswith("earlytom."):
         _load_own()  # names of this package are taken, whoever comes first
     taken = _REGISTRY.get(cls.name)
-    if taken is not None and _where(taken) != _where(cls):
-        raise ConfigError(f"method name {cls.name!r} is taken by {_where(taken)}")
+    if taken is not None and where(taken) != where(cls):
+        raise ConfigError(f"method name {cls.name!r} is taken by {where(taken)}")
     _REGISTRY[cls.name] = cls
     return cls
 
@@ -45,8 +40,7 @@ def register_method(cls: M) -> M:
 def list_methods() -> list[str]:
     """Return the registered method names, sorted; a plugin that cannot be loaded is left out."""
     _load_own()
-    for entry in entry_points(group=GROUP):
-        _load(entry)
+    _PLUGINS.load()
     return sorted(_REGISTRY)
 
 
@@ -60,13 +54,12 @@ def method_class(name: str) -> type[Method]:
     if name not in _REGISTRY:
         _load_own()
     if name not in _REGISTRY:
-        for entry in entry_points(group=GROUP, name=name):
-            _load(entry)
+        _PLUGINS.load(name)
     if name not in _REGISTRY:
         found = list_methods()  # a plugin may register under another name than its entry point
         if name not in _REGISTRY:
-            if name in _BROKEN:
-                raise ConfigError(_BROKEN[name])
+            if name in _PLUGINS.broken:
+                raise ConfigError(_PLUGINS.broken[name])
             raise ConfigError(f"unknown method {name!r}; available: {', '.join(found)}")
     return _REGISTRY[name]
 
@@ -84,20 +77,6 @@ def _load_own() -> None:
     importlib.import_module("earlytom.methods")
 
 
-def _load(entry: EntryPoint) -> None:
-    """Import one entry point, a method class or a module that registers some; never raises."""
-    if entry in _LOADED:
-        return
-    _LOADED.add(entry)
-    try:
-        _register(entry)
-    except (Exception, SystemExit) as e:  # whatever a plugin does must not break the others
-        package = "an unknown package" if entry.dist is None else f"package {entry.dist.name!r}"
-        reason = f"{type(e).__name__}: {e}".strip().splitlines()[0]
-        _BROKEN[entry.name] = f"method {entry.name!r} of {package} cannot be loaded ({reason})"
-        logger.warning("%s", _BROKEN[entry.name])
-
-
 def _register(entry: EntryPoint) -> None:
     from earlytom.method import Method
 
@@ -105,10 +84,9 @@ def _register(entry: EntryPoint) -> None:
     if isinstance(found, type) and issubclass(found, Method):
         register_method(found)
     elif isinstance(found, type):
-        raise ConfigError(f"{_where(found)} is not a subclass of earlytom.Method")
+        raise ConfigError(f"{where(found)} is not a subclass of earlytom.Method")
     if entry.name not in _REGISTRY:
         raise ConfigError(f"{entry.value} registers no method of that name")
 
 
-def _where(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+_PLUGINS = Plugins("earlytom.methods", "method", _register)

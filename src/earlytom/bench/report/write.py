@@ -14,6 +14,7 @@ from earlytom.errors import ConfigError
 from earlytom.files import write_text
 
 FORMATS = ("json", "markdown", "plots", "html")
+"""What :func:`write_report` can write."""
 
 
 def write_report(summary: Summary, out: Path, formats: Sequence[str] = FORMATS) -> list[Path]:

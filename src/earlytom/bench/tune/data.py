@@ -13,7 +13,9 @@ from earlytom.errors import ConfigError
 
 # far apart, because the clips of one seed are numbered on towards the next
 FIRST_TUNING_SEED = 1_000_000
+"""Clips of a search have seeds from here on."""
 LAST_HELD_OUT_SEED = 499_999
+"""Clips of a check and of the benchmark have seeds up to here."""
 
 
 @dataclass(frozen=True)

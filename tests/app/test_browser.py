@@ -6,7 +6,6 @@ Needs Gradio, playwright and a Chromium of the system (`make test-app` brings th
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 
@@ -16,7 +15,6 @@ from tests.app.bad_files import SAID
 from tests.app.running import serving
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 # what Gradio's own script says while it follows an upload; the second one is about a refused
 # upload, whose progress may be gone before it asks for it
 HARMLESS = re.compile(r"Method not implemented\.|Failed to load .* 404 \(Not Found\)|Response")
@@ -27,17 +25,6 @@ SIZES = [(1280, "light"), (360, "dark")]
 def address(desk):
     with serving(desk) as (address, _):
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=SIZES, ids=lambda s: f"{s[0]}-{s[1]}")

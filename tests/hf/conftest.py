@@ -7,18 +7,27 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import earlytom
 from earlytom.hf.compiled import CompiledTower
+from tests.families import Family
 
 TO_HOST = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
 
 
+@pytest.fixture(scope="module")
+def subject(owner: Family) -> nn.Module:
+    """The model of a test that brings its own list of families."""
+    return owner.model()
+
+
 @pytest.fixture(autouse=True)
 def _always_restored(request: pytest.FixtureRequest) -> Iterator[None]:
-    model = request.getfixturevalue("model") if "model" in request.fixturenames else None
+    used = [name for name in ("model", "subject") if name in request.fixturenames]
+    models = [request.getfixturevalue(name) for name in used]
     yield
-    if model is not None:
+    for model in models:
         earlytom.restore(model)
 
 

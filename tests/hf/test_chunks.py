@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,18 +41,6 @@ FEW = (
 @pytest.fixture(scope="module", params=OWNERS, ids=lambda f: f.name)
 def owner(request: pytest.FixtureRequest) -> Family:
     return request.param
-
-
-@pytest.fixture(scope="module")
-def subject(owner: Family) -> nn.Module:
-    return owner.model()
-
-
-@pytest.fixture(autouse=True)
-def _restored(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if "subject" in request.fixturenames:
-        earlytom.restore(request.getfixturevalue("subject"))
 
 
 def allowed(owner: Family, method: Method | None) -> bool:

@@ -8,6 +8,8 @@
 # make bench-gpu    speed on a CUDA device; needs only torch, transformers and triton
 # make test-lmms    one lmms-eval run with and without compression, in a venv of its own (.lmms)
 # make test-vllm    vLLM on the CPU answers as transformers does, in a venv of its own (.vllm)
+# make serve-demo   serve the shipped model with vLLM on the CPU and ask it about a video over HTTP
+# make bench-serve  two servers under load, compression off and on, on this machine's CPU
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -24,10 +26,10 @@ DIST   := .dist
 DOCS   := .docs
 TORCH  := $(shell grep -E '^torch==' requirements/base.txt)
 
-.PHONY: help demo test test-oldest test-lmms test-vllm test-app test-dist hooks docs bench-cpu bench-gpu lint setup clean
+.PHONY: help demo test test-oldest test-lmms test-vllm serve-demo bench-serve test-app test-dist hooks docs bench-cpu bench-gpu lint setup clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -10
+	@sed -n 's/^# //p' Makefile | head -12
 
 demo: $(STAMPS)/base
 	$(VENV)/bin/earlytom demo
@@ -45,6 +47,13 @@ test-lmms: $(LMMS)/.stamp
 test-vllm: $(VLLM)/.stamp
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/vllm_plugin
 	$(VLLM)/bin/python -m pytest -q tests/pipeline/test_official.py  # needs torchvision
+
+serve-demo: $(VLLM)/.stamp
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python benchmarks/serve_demo.py
+
+# about 10 minutes on two idle cores; other work on the machine spoils the times
+bench-serve: $(VLLM)/.stamp
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python benchmarks/serve_load.py --out results
 
 test-app: $(APP)/.stamp
 	PYTHONPATH=$(APP) $(PY) -m pytest -q -n auto -m 'not gpu and not vllm' tests/app tests/inspector/test_browser.py

@@ -11,6 +11,7 @@ from earlytom import catalog
 from earlytom.bench.report.text import percent, ratio_text
 from earlytom.bench.table import markdown_table
 from earlytom.models import support
+from tests.docs import serving
 
 ROOT = Path(__file__).parents[2]
 DOCS, RESULTS = ROOT / "docs", ROOT / "results"
@@ -149,6 +150,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "methods.md": {"table": catalog.markdown_table, "measured": measured},
     "models.md": {"table": support.markdown_table},
     "choosing.md": {"by-loss": by_loss, "by-ratio": by_ratio, "by-type": by_type},
+    "serving.md": {"capacity": serving.capacity, "load": serving.load},
 }
 
 

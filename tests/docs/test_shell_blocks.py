@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, str]] = {
     "demo": {"--frames": "4", "--clips": "1", "--questions": "1"},
     "inspect": {"--frames": "4", "--max-new-tokens": "1"},
     "methods": {},
+    "serve": {},
     "tiny make-video": {},
     "watch": {"--fps": "2", "--max-new-tokens": "1"},
     "tiny lmms-task": {"--clips": "1", "--questions": "2"},

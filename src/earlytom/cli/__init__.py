@@ -17,6 +17,7 @@ from earlytom.cli.eval import evaluate
 from earlytom.cli.inspect import inspect
 from earlytom.cli.methods import methods
 from earlytom.cli.report import report
+from earlytom.cli.serve import serve
 from earlytom.cli.tune import tune
 from earlytom.cli.watch import watch
 from earlytom.errors import EarlyTomError
@@ -38,6 +39,7 @@ app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(methods)
 app.command()(report)
+app.command()(serve)
 app.command()(tune)
 app.command()(watch)
 app.add_typer(tiny.app, name="tiny")

@@ -110,12 +110,23 @@ class CompressingProcessor:
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """Process a request.
 
+        A server that takes ratios from requests has to let all processor arguments through
+        (``--trust-request-mm-kwargs``). Some of them, as another picture size, would end it.
+
         Raises:
-            ConfigError: its retention ratio is out of range, or compression is off.
+            ConfigError: its retention ratio is out of range, compression is off, or it brings
+                processor arguments that are not those of the server.
             BudgetError: a video cannot be compressed as asked, or ends beyond what the model's
                 position table holds.
         """
-        ratio, _ = split_ratio(inputs.hf_processor_mm_kwargs)
+        ratio, rest = split_ratio(inputs.hf_processor_mm_kwargs)
+        config = self.info.ctx.model_config.get_multimodal_config()  # type: ignore[attr-defined]
+        usual = config.mm_processor_kwargs or {}
+        changed = sorted(k for k, v in rest.items() if k not in usual or usual[k] != v)
+        if changed:
+            raise ConfigError(
+                f"a request may set {RATIO} only in mm_processor_kwargs, got {', '.join(changed)}"
+            )
         if self._method is None and ratio not in (None, 1):
             raise ConfigError(f"compression is off on this server; leave {RATIO} out")
         result = super().apply(inputs, timing_ctx)  # type: ignore[misc]

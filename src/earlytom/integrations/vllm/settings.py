@@ -34,8 +34,15 @@ def served_method(config: Any) -> Method | None:
         ConfigError: not a method, an unknown setting, or a value out of range.
     """
     data = getattr(config, CONFIG_KEY, None)
-    if data is None:
-        data = {}
+    return method_of({} if data is None else data)
+
+
+def method_of(data: Any) -> Method | None:
+    """Return the method of what :func:`served_method` looks at.
+
+    Raises:
+        ConfigError: as there.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(
             f'"{CONFIG_KEY}" in hf_overrides must be an object such as '

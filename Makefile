@@ -45,7 +45,7 @@ test-lmms: $(LMMS)/.stamp
 	$(LMMS)/bin/python -m pytest -q -m slow tests/integrations/test_lmms_run.py
 
 test-vllm: $(VLLM)/.stamp
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/vllm_plugin
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/vllm_plugin $(if $(PARITY),--parity $(PARITY))
 	$(VLLM)/bin/python -m pytest -q tests/pipeline/test_official.py  # needs torchvision
 
 serve-demo: $(VLLM)/.stamp

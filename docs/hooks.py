@@ -35,26 +35,6 @@ def mounted() -> dict[str, str]:
     return places | {"CHANGELOG.md": "changelog.md"}
 
 
-def on_config(config: Any) -> Any:
-    """Leave pages out of the navigation that are not written yet."""
-    config.nav = _present(config.nav, Path(config.docs_dir), set(mounted().values()))
-    return config
-
-
-def _present(entries: list[Any], folder: Path, others: set[str]) -> list[Any]:
-    kept = []
-    for entry in entries:
-        if isinstance(entry, dict):
-            ((title, inner),) = entry.items()
-            if isinstance(inner, list):
-                kept.append({title: _present(inner, folder, others)})
-                continue
-        page = next(iter(entry.values())) if isinstance(entry, dict) else entry
-        if page not in PENDING or (folder / page).exists() or page in others:
-            kept.append(entry)
-    return kept
-
-
 def on_files(files: Any, config: Any) -> Any:
     """Add the files from outside of ``docs/``, notebooks also as pages."""
     for source, target in mounted().items():
@@ -134,5 +114,4 @@ def on_post_build(config: Any) -> None:
         raise PluginError("; ".join(faults))
 
 
-PENDING = {"serving.md"}
 NOT_PUBLIC = {"cli"}  # commands: `earlytom --help`

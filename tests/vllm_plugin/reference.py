@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from earlytom.method import Method
 from tests.vllm_plugin.engine import TOKENS, Answer
+
+TOLERANCE = 1e-4  # of log probabilities in float32
+SEEN: dict[str, float] = {}  # largest difference of every test
 
 
 class Reference:
@@ -196,3 +200,11 @@ def difference(a: Answer, b: Answer, least: float = -math.inf) -> float:
         if y[token] >= least
     ]
     return max(pairs)
+
+
+def same(got: Answer, expected: Answer) -> None:
+    """Compare greedy tokens and their log probabilities; the largest difference is noted."""
+    test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+    assert got.tokens == expected.tokens
+    SEEN[test] = max(SEEN.get(test, 0.0), difference(got, expected))
+    assert SEEN[test] < TOLERANCE

@@ -16,10 +16,9 @@ from earlytom.registry import list_methods
 from tests.toys import MergesAll
 from tests.vllm_plugin.agreement import in_transformers, in_vllm
 from tests.vllm_plugin.engine import ask, forget, llava, request, serving
-from tests.vllm_plugin.reference import difference
+from tests.vllm_plugin.reference import same
 
 pytestmark = pytest.mark.vllm
-TOLERANCE = 1e-4  # of log probabilities in float32
 QUESTION = " what color is the square? <assistant>"
 SIZE = 49
 METHODS = {
@@ -59,11 +58,6 @@ def prompt(videos: int = 1, image: bool = False) -> str:
 def engine(shipped: Any) -> Iterator[Any]:
     with serving(shipped, llava({"method": "earlytom", "retention_ratio": 0.25})) as running:
         yield running
-
-
-def same(got: Any, expected: Any) -> None:
-    assert got.tokens == expected.tokens
-    assert difference(got, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("ratio", [None, 0.1, 0.3, 1])

@@ -11,8 +11,8 @@ from earlytom import Compose, EarlyTom, load_method
 from earlytom.errors import ConfigError
 from tests.vllm_plugin import models
 from tests.vllm_plugin.engine import ask, forget, llava, request, serving
-from tests.vllm_plugin.reference import difference
-from tests.vllm_plugin.test_llava import prompt, same
+from tests.vllm_plugin.reference import difference, same
+from tests.vllm_plugin.test_llava import prompt
 
 pytestmark = pytest.mark.vllm
 STAGES = {

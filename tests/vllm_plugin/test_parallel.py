@@ -9,7 +9,7 @@ import pytest
 
 from earlytom import EarlyTom
 from tests.vllm_plugin.engine import ask, qwen, request, serving
-from tests.vllm_plugin.test_llava import same
+from tests.vllm_plugin.reference import same
 from tests.vllm_plugin.test_qwen import prompt
 
 pytestmark = pytest.mark.vllm

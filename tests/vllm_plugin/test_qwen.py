@@ -13,8 +13,7 @@ from earlytom import Compose, EarlyTom, load_method
 from earlytom.integrations.vllm.places import Places
 from tests.vllm_plugin.agreement import in_transformers, in_vllm
 from tests.vllm_plugin.engine import ask, forget, qwen, request, serving
-from tests.vllm_plugin.reference import difference
-from tests.vllm_plugin.test_llava import same
+from tests.vllm_plugin.reference import difference, same
 
 pytestmark = pytest.mark.vllm
 VIDEO, IMAGE = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("video", "image"))

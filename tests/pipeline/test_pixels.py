@@ -138,6 +138,11 @@ def test_pixels_instead_of_frames(own, dtype):
         own.pixels([])
 
 
+def test_settings_left_out_are_those_of_llava_onevision(own):
+    bare, x = Preprocessor(own.tokenizer), noise(3, 20, 30)
+    assert torch.equal(bare.pixels(one_by_one(x)).values, preprocess_video(x))
+
+
 def test_the_official_processor_takes_frames(folder):
     other = Preprocessor.from_pretrained(folder, official=False)
     other.official = object()

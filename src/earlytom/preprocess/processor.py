@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,16 +10,21 @@ import torch
 from torch import Tensor
 
 from earlytom.errors import ConfigError, EarlyTomError, UnsupportedModelError, VideoError
-from earlytom.preprocess.checkpoint import check_source, load_error, read_json, read_text
+from earlytom.preprocess.checkpoint import check_source, read_json
 from earlytom.preprocess.frames import FrameConfig
 from earlytom.preprocess.packed import MODEL_TYPES, packed_inputs
 from earlytom.preprocess.patches import PatchConfig
 from earlytom.preprocess.pixels import Pixels, PixelWriter, preprocess_video
+from earlytom.preprocess.settings import (
+    chat_template,
+    frame_settings,
+    load_tokenizer,
+    official_processor,
+    tokens_per_frame,
+)
 from earlytom.preprocess.times import official_metadata
 from earlytom.preprocess.tokens import tokenise
 from earlytom.video.types import Frame, Video, check_frames
-
-logger = logging.getLogger(__name__)
 
 Clip = Video | Tensor | Pixels
 Clips = Clip | Sequence[Clip | Sequence[Clip]]
@@ -96,7 +98,7 @@ class Preprocessor:
             UnsupportedModelError: neither LLaVA-OneVision nor Qwen-VL, and no official processor.
         """
         name = check_source(source)
-        processor = None if official is False else _official(name)
+        processor = None if official is False else official_processor(name)
         if official and processor is None:
             raise EarlyTomError(f"the official processor of {name} cannot be loaded here")
         config = read_json(name, "config.json") or {}
@@ -108,15 +110,15 @@ class Preprocessor:
                 f"{', '.join(MODEL_TYPES)} are supported"
             )
         ours = read_json(name, "processor_config.json") or {}
-        tokenizer = processor.tokenizer if processor is not None else _tokenizer(name)
+        tokenizer = processor.tokenizer if processor is not None else load_tokenizer(name)
         packed = kind in MODEL_TYPES
         video, image = ("<|video_pad|>", "<|image_pad|>") if packed else ("<video>", "<image>")
         own = processor is None
         return cls(
             tokenizer,
-            _frame_config(name, ours, kind) if own else None,
-            _tokens_per_frame(config, ours) if own and not packed else 0,  # counted by others
-            _chat_template(name, ours),
+            frame_settings(name, ours, kind) if own else None,
+            tokens_per_frame(config, ours) if own and not packed else 0,  # counted by others
+            chat_template(name, ours),
             getattr(tokenizer, "video_token", None) or ours.get("video_token") or video,
             getattr(tokenizer, "image_token", None) or ours.get("image_token") or image,
             processor,
@@ -198,12 +200,13 @@ class Preprocessor:
             VideoError: no frame came.
             UnsupportedModelError: the processor takes all frames at once (see ``streams``).
         """
-        if not self.streams or not isinstance(self.frame_config, FrameConfig):
+        config = self.frame_config
+        if self.official is not None or isinstance(config, PatchConfig):
             raise UnsupportedModelError("this model's processor takes all frames at once")
         writer: PixelWriter | None = None
         for frame in frames:
             if writer is None:
-                writer = PixelWriter(self.frame_config, frame.limit, dtype)
+                writer = PixelWriter(config, frame.limit, dtype)
             writer.write(frame.image[None])
             del frame  # the next one may take its memory
         if writer is None:
@@ -291,53 +294,6 @@ class Preprocessor:
             text=prompts, **media, text_kwargs=text_args, common_kwargs={"return_tensors": "pt"}
         )
         return dict(out)
-
-
-def _official(name: str) -> Any | None:
-    if importlib.util.find_spec("torchvision") is None:
-        return None
-    try:
-        from transformers import AutoProcessor
-
-        processor = AutoProcessor.from_pretrained(name)
-    except Exception as e:  # torchvision without its operators, no pillow, no processor, ...
-        logger.info("official processor of %s not used: %s", name, e)
-        return None
-    return processor if hasattr(processor, "tokenizer") else None
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as e:
-        raise load_error(name, e) from e
-
-
-def _frame_config(name: str, ours: dict[str, Any], kind: str) -> FrameConfig | PatchConfig:
-    data = ours.get("video_processor")
-    for file in ("video_preprocessor_config.json", "preprocessor_config.json"):
-        data = data or read_json(name, file)
-    if kind in MODEL_TYPES:
-        return PatchConfig.from_dict(data or {}, per_video=kind == "qwen3_vl")
-    return FrameConfig.from_dict(data or {})
-
-
-def _chat_template(name: str, ours: dict[str, Any]) -> str | None:
-    template = ours.get("chat_template") or read_text(name, "chat_template.jinja")
-    if template is None:
-        template = (read_json(name, "chat_template.json") or {}).get("chat_template")
-    return template if isinstance(template, str) else None
-
-
-def _tokens_per_frame(config: dict[str, Any], ours: dict[str, Any]) -> int:
-    """Tokens of a frame after 2x2 pooling: ``ceil(side / 2) ** 2``."""
-    n = ours.get("num_image_tokens")
-    if n is None:
-        vision = config.get("vision_config") or {}
-        n = (int(vision.get("image_size", 384)) // int(vision.get("patch_size", 14))) ** 2
-    return int(math.ceil(math.isqrt(int(n)) / 2) ** 2)
 
 
 def _images(clip: Video | Tensor) -> Tensor:

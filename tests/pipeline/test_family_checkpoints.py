@@ -147,7 +147,7 @@ def test_an_official_processor_is_enough(
     class Official:
         tokenizer = Tokenizer()
 
-    monkeypatch.setattr("earlytom.preprocess.processor._official", lambda name: Official())
+    monkeypatch.setattr("earlytom.preprocess.processor.official_processor", lambda name: Official())
     owner.model().save_pretrained(tmp_path)  # type: ignore[operator]
     assert isinstance(Preprocessor.from_pretrained(tmp_path).official, Official)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from earlytom.app.server import listen
+from earlytom.network import listen
 from earlytom.serve import Launch
 
 FAKE = """

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from earlytom.app.server import listen
 from earlytom.errors import EarlyTomError
+from earlytom.network import listen
 from earlytom.serve import (
     Launch,
     Server,

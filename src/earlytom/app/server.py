@@ -19,7 +19,8 @@ from earlytom.app.clips import sweep
 from earlytom.app.desk import Desk
 from earlytom.app.show import style
 from earlytom.checks import check_count
-from earlytom.errors import ConfigError, EarlyTomError, MissingExtraError
+from earlytom.errors import MissingExtraError
+from earlytom.network import http_url, listen
 
 FOLDER_VARIABLE = "GRADIO_TEMP_DIR"  # the only way to tell Gradio where uploads go
 KEEP, EVERY = 3600.0, 300.0  # seconds since its last use that an upload is kept; between looks
@@ -33,27 +34,6 @@ def check_extra() -> None:
     """
     if find_spec("gradio") is None:
         raise MissingExtraError("the page needs Gradio: pip install 'earlytom[demo]'")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
-
-    Args:
-        host: name or address of an interface.
-        port: 0 to 65535; 0 takes a free one.
-
-    Raises:
-        ConfigError: ``port`` out of range.
-        EarlyTomError: the address cannot be had.
-    """
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"port must be in 0..65535, got {port}")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, UnicodeError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise EarlyTomError(f"cannot listen on {host} port {port}: {reason}") from e
 
 
 @contextlib.contextmanager
@@ -164,8 +144,7 @@ def serve(
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            shown = f"[{host}]" if ":" in host else host
-            ready(f"http://{shown}:{listener.getsockname()[1]}")
+            ready(http_url(host, listener.getsockname()[1]))
 
     if threading.current_thread() is threading.main_thread():
         # uvicorn raises the signal again when it is done: exit by an exception, which tidies up

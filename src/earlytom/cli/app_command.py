@@ -37,7 +37,8 @@ def serve_app(
     progress = progress_console()
     with progress.status("loading the model") as status:
         from earlytom.app.desk import Desk
-        from earlytom.app.server import check_extra, listen, serve
+        from earlytom.app.server import check_extra, serve
+        from earlytom.network import listen
 
         check_extra()
         listen(host, port).close()  # refuse a bad address before the model is loaded

@@ -74,8 +74,8 @@ def serve(
     progress = progress_console()
     model, passed = _split(model, extra or [])
     with progress.status("checking"):
-        from earlytom.app.server import listen
         from earlytom.integrations.vllm.settings import method_of
+        from earlytom.network import listen
         from earlytom.serve import Server, check_vllm, on_cpu, prepare
 
         given = {

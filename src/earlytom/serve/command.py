@@ -19,6 +19,7 @@ from earlytom.integrations.vllm.families import architecture_for
 from earlytom.integrations.vllm.settings import CONFIG_KEY, OFF
 from earlytom.integrations.vllm.versions import installed, unsupported
 from earlytom.method import Method
+from earlytom.network import http_url
 
 SHIPPED_NAME, SHIPPED_FRAMES, FRAMES = "earlytom-tiny", 16, 32
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -62,7 +63,7 @@ class Launch:
     def url(self) -> str:
         """Address that a client on this machine can use."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return http_url(host, self.port)
 
 
 def prepare(

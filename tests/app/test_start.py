@@ -5,24 +5,12 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from earlytom.app.server import FOLDER_VARIABLE, listen, upload_folder
+from earlytom.app.server import FOLDER_VARIABLE, upload_folder
 from earlytom.cli import app
-from earlytom.errors import ConfigError, EarlyTomError
 
 
 def run(*args):
     return CliRunner().invoke(app, ["app", *map(str, args)])
-
-
-def test_listen():
-    with listen("127.0.0.1", 0) as first:
-        port = first.getsockname()[1]
-        with pytest.raises(EarlyTomError, match=f"cannot listen on 127.0.0.1 port {port}: Address"):
-            listen("127.0.0.1", port)
-    with pytest.raises(ConfigError, match=r"port must be in 0..65535, got 65536"):
-        listen("127.0.0.1", 65536)
-    with pytest.raises(EarlyTomError, match=r"cannot listen on 256.1.1.1 port 0: "):
-        listen("256.1.1.1", 0)
 
 
 def test_folder_of_uploads(monkeypatch):

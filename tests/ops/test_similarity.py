@@ -46,7 +46,7 @@ def test_patch_order_and_positive_scale_do_not_matter(seed: int, scale: float) -
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("n", [1, 2, 4])
 def test_bad_features_are_named(bad: float, n: int) -> None:
     x = video(n)
     x[n - 1, 2, 3] = bad

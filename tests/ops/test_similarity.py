@@ -47,11 +47,12 @@ def test_patch_order_and_positive_scale_do_not_matter(seed: int, scale: float) -
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_bad_features_are_named(bad: float, n: int) -> None:
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_bad_features_are_named(bad: float, n: int, share: float | None) -> None:
     x = video(n)
     x[n - 1, 2, 3] = bad
     with pytest.raises(VideoError, match="NaN or infinite"):
-        measure_frames(x, 1)
+        measure_frames(x, 1, share)
 
 
 def test_zero_features_and_half_precision() -> None:
@@ -59,7 +60,9 @@ def test_zero_features_and_half_precision() -> None:
     x = video(4).bfloat16()
     assert measure_frames(x, 1)(0, 1) == pytest.approx(cosine(x[0], x[1]), abs=1e-5)
     # large half-precision values must not overflow
-    assert measure_frames(torch.full((2, 3, 64), 6e4).half(), 1)(0, 1) == pytest.approx(1.0)
+    for share in (None, 0.5):
+        large = torch.full((2, 3, 64), 6e4).half()
+        assert measure_frames(large, 1, share)(0, 1) == pytest.approx(1.0)
 
 
 @settings(deadline=None)

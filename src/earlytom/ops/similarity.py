@@ -117,7 +117,9 @@ def measure_frames(
     """
     band = band_similarity(x, width, worst_share, max_bytes)
     # a mean over all patches is NaN if one of them is; the smallest ones may leave it out
-    shown = band if worst_share is None and len(band) else torch.linalg.vector_norm(x, dim=-1)
+    shown = band
+    if worst_share is not None or not len(band):
+        shown = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
     finite = torch.isfinite(shown).all().expand(1, x.shape[0]).float()
     host = torch.cat([finite, band]).tolist()
     if host[0][0] != 1.0:

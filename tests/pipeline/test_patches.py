@@ -56,10 +56,16 @@ def test_sizes_hold_whole_tokens_within_the_limits(t: int, h: int, w: int, per_v
     factor = config.patch_size * config.merge_size
     height, width = config.output_size(t, h, w)
     assert height % factor == width % factor == 0
-    count = round(t / 2) * 2 if per_video else 1
-    if count and min(height, width) > factor:
+    count = max(2, round(t / 2) * 2) if per_video else 1
+    if min(height, width) > factor:
         assert count * height * width <= 2 * limits["max_pixels"]
         assert 2 * count * height * width >= limits["min_pixels"]
+
+
+def test_a_single_frame_is_not_shrunk() -> None:
+    limits = {"min_pixels": 4096, "max_pixels": 1 << 24, "patch_size": 16}
+    config = PatchConfig.from_dict(limits, per_video=True)
+    assert config.output_size(1, 1088, 1920) == config.output_size(2, 1088, 1920) == (1088, 1920)
 
 
 def test_one_frame_is_repeated_until_its_patch_is_full() -> None:
@@ -124,6 +130,18 @@ def test_prompts(qwen: Path) -> None:
     assert torch.equal(out["input_ids"][1, -n:], alone["input_ids"][0])
     with pytest.raises(UnsupportedModelError, match="takes all frames at once"):
         own.pixels([])
+
+
+def test_seconds_stay_exact_in_half_precision(qwen: Path) -> None:
+    """Time positions are computed from them; bfloat16 would make 0.999 s a whole second."""
+    own = Preprocessor.from_pretrained(qwen, official=False)
+    video = Video.from_frames(frames(4), fps=2 / 0.999)
+    out = own(video, "what?", dtype=torch.bfloat16)
+    assert out["pixel_values_videos"].dtype == torch.bfloat16
+    seconds = out.get("second_per_grid_ts")
+    assert (seconds is not None) == (own.model_type == "qwen2_5_vl")
+    if seconds is not None:
+        assert seconds.item() == pytest.approx(0.999, abs=1e-6)
 
 
 def test_a_file_is_answered(qwen: Path, clip: Path) -> None:

@@ -162,8 +162,7 @@ class VideoQA:
                 ``frames_per_chunk``.
             EarlyTomError: the question holds a placeholder, or the chat template is broken.
         """
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens must be an integer >= 1, got {max_new_tokens!r}")
+        check_count("max_new_tokens", max_new_tokens)
         self._check_chunk(frames_per_chunk, method)
         begin = decoded = perf_counter()
         clip: Video | Tensor | Pixels

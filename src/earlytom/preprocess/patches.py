@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earlytom.checks import check_count
 from earlytom.errors import ConfigError, VideoError
 from earlytom.preprocess.frames import CLIP_MEAN, CLIP_STD, FrameConfig
 from earlytom.preprocess.pixels import PixelWriter
@@ -45,9 +46,7 @@ class PatchConfig:
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "temporal_patch_size", "merge_size", "min_pixels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} must be an integer >= 1, got {value!r}")
+            check_count(name, getattr(self, name))
         if not isinstance(self.max_pixels, int) or self.max_pixels < self.min_pixels:
             raise ConfigError(
                 f"max_pixels must be an integer >= min_pixels ({self.min_pixels}), "
@@ -102,7 +101,7 @@ class PatchConfig:
                 f"got {height}x{width}"
             )
         step = self.temporal_patch_size
-        count, even = (frames, round(frames / step) * step) if self.per_video else (1, 1)
+        count, even = (frames, max(step, round(frames / step) * step)) if self.per_video else (1, 1)
         h, w = (round(side / factor) * factor for side in (height, width))
         if even * h * w > self.max_pixels:
             shrink = math.sqrt(count * height * width / self.max_pixels)

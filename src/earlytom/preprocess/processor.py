@@ -183,8 +183,11 @@ class Preprocessor:
             out = self._official_inputs(prompts, flat, images, text_args)
         else:
             out = self._own_inputs(prompts, flat, text_args, dtype)
-        return {k: v.to(device=device, dtype=dtype if v.is_floating_point() else None)
-                for k, v in out.items()}  # fmt: skip
+        done = {}
+        for name, value in out.items():  # seconds per patch stay exact, positions follow from them
+            pixels = name.startswith("pixel_values") and value.is_floating_point()
+            done[name] = value.to(device=device, dtype=dtype if pixels else None)
+        return done
 
     def pixels(self, frames: Iterable[Frame], dtype: torch.dtype | None = None) -> Pixels:
         """Resize and normalise frames one by one, as they come.

@@ -96,10 +96,12 @@ def test_bad_questions(qa):
     stream.ask(QUESTION, max_new_tokens=1)
 
 
-@pytest.mark.parametrize("window", [None, 2])
-def test_broken_features_are_an_error(folder, window):
+@pytest.mark.parametrize(
+    ("method", "window"), [(OFFICIAL, None), (OFFICIAL, 2), (None, None), (None, 2)]
+)
+def test_broken_features_are_an_error(folder, method, window):
     qa = VideoQA.load(folder, device="cpu")
-    stream = Stream(qa, OFFICIAL, window=window)
+    stream = Stream(qa, method, window=window)
     stream.push(drifting(3))
     before = stream.report()
     weight = stream.adapter.layers[0].mlp.fc1.weight

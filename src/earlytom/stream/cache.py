@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from earlytom.errors import UnsupportedModelError
 from earlytom.hf.cache import STATE, CacheState
 from earlytom.hf.prompt import PromptSide
-from earlytom.hf.weights import weighted_mask
+from earlytom.hf.weights import extend, weighted_mask
 from earlytom.models.base import Adapter
 from earlytom.stream.tokens import Part
 
@@ -26,8 +26,7 @@ class PromptCache:
     all frames since ``base``; ``renumber`` counts 0..n-1.
 
     Args:
-        model: answers.
-        adapter: the same model.
+        adapter: of the model that answers.
         prefix: token ids in front of the video.
         newline: ``[dim]`` what follows the last video token.
         renumber: whether survivors get contiguous positions.
@@ -40,7 +39,7 @@ class PromptCache:
     """
 
     def __init__(
-        self, model: Any, adapter: Adapter, prefix: Sequence[int], newline: Tensor, renumber: bool
+        self, adapter: Adapter, prefix: Sequence[int], newline: Tensor, renumber: bool
     ) -> None:
         kinds = set(getattr(adapter.language_model.config, "layer_types", None) or [])
         if kinds - {"full_attention"}:
@@ -48,7 +47,7 @@ class PromptCache:
                 "a stream crops the KV cache, which needs full attention in every decoder layer; "
                 f"found {sorted(kinds)}"
             )
-        self.model, self.adapter, self.renumber = model, adapter, renumber
+        self.adapter, self.renumber = adapter, renumber
         self.prefix, self.newline = list(prefix), newline
         self.prefilled = 0
         language: Any = adapter.language_model
@@ -56,7 +55,7 @@ class PromptCache:
         self._cache = DynamicCache()
         self._parts: tuple[Part, ...] = ()
         self._base = 0
-        self._bias: Tensor | None = None  # of all columns, None: no column has one
+        self._bias: Tensor | None = None  # [1, w] of the first columns, 0 behind them
 
     @property
     def columns(self) -> int:
@@ -103,7 +102,7 @@ class PromptCache:
             if layer.is_initialized:
                 layer.keys = layer.keys[..., :columns, :]
                 layer.values = layer.values[..., :columns, :]
-        self._bias = None if self._bias is None else self._bias[:columns]
+        self._bias = None if self._bias is None else self._bias[:, :columns]
 
     # ------------------------------------------------------------------ questions
     @contextmanager
@@ -134,8 +133,7 @@ class PromptCache:
                 module.register_forward_hook(side.after_language_model, with_kwargs=True),
             ]
             last = self._count(end + len(suffix), 1)[None]
-            bias = None if self._bias is None else self._bias[None]
-            state = CacheState(None, self.columns, last, self.columns, bias=bias)
+            state = CacheState(None, self.columns, last, self.columns, bias=self._bias)
             setattr(self._cache, STATE, state)
             visual = self.columns + 1 - len(self.prefix) - len(suffix)
             ids = [*self.prefix, *[self.adapter.video_token_id] * visual, *suffix]
@@ -176,13 +174,9 @@ class PromptCache:
         past, n = self.columns, len(rows)
         # a mask: without one, some versions read gaps in positions as the ends of sequences
         mask: Tensor = torch.ones(1, past + n, dtype=torch.int64, device=rows.device)
-        if bias is not None or self._bias is not None:
-            known = rows.new_zeros(past, dtype=torch.float32) if self._bias is None else self._bias
-            new = rows.new_zeros(n, dtype=torch.float32)
-            if bias is not None:
-                new[: len(bias)] = bias
-            self._bias = torch.cat([known, new])
-            mask = weighted_mask(self._bias[None], None, past, n, past + n, rows.dtype)
+        self._bias = extend(self._bias, None if bias is None else bias[None], past, 1)
+        if self._bias is not None:
+            mask = weighted_mask(self._bias, None, past, n, past + n, rows.dtype)
         try:
             self.adapter.language_model(
                 inputs_embeds=rows[None],

@@ -20,6 +20,7 @@ from earlytom.hf.probe import Probe
 from earlytom.models.base import Adapter
 from earlytom.ops.plan import Groups, MergePlan
 from earlytom.ops.received import received_attention
+from earlytom.ops.tensors import to_device
 from earlytom.running import token_cells
 from earlytom.stages import EMBEDDINGS, TokenSelection, VideoFeatures, VideoState
 from earlytom.stream.frames import Frames, joined, split
@@ -204,7 +205,7 @@ class SegmentEncoder:
         if chosen is None:
             chosen = TokenSelection(torch.arange(len(rows), device=rows.device))
         index = chosen.index
-        slots = torch.tensor(piece.state.first, device=index.device)
+        slots = to_device(piece.state.first, index.device)
         return Part(
             start=start,
             stop=stop,

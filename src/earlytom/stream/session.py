@@ -97,9 +97,8 @@ class Stream:
         )
         self._eager = prefill == "push"
         newline: Tensor = self.adapter.inner.image_newline.detach()  # type: ignore[operator]
-        self._prefix: list[int] = []
         self._prefix = self._words("?")[0]
-        self._cache = PromptCache(model, self.adapter, self._prefix, newline, renumber)
+        self._cache = PromptCache(self.adapter, self._prefix, newline, renumber)
         self._state: Any = self.encoder.start()
         self._rest: list[Part] | None = None
         self._size: tuple[int, int] | None = None

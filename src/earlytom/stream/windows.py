@@ -17,6 +17,7 @@ from earlytom.hf.api import last_report
 from earlytom.hf.engine import Controller, controller_of
 from earlytom.method import Method
 from earlytom.models.base import Adapter
+from earlytom.ops.tensors import check_finite
 from earlytom.stream.tokens import Part
 
 
@@ -96,6 +97,8 @@ class WindowEncoder:
             rows = self.adapter.read_features(output, [n])[0]
             bias = self._bias(n)
         tokens = rows[: n * size]
+        if self.method is None:  # nothing was dropped, so NaN marks nothing
+            check_finite(tokens.unflatten(0, (n, size)))
         cells = (~tokens[:, 0].isnan()).nonzero().flatten()
         part = Part(
             start=start,

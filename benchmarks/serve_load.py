@@ -9,6 +9,7 @@ several hundred requests more, while the memory of all its processes is watched.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,10 +27,11 @@ import torch
 import typer
 
 from earlytom import EarlyTom, __version__
-from earlytom.app.server import listen
 from earlytom.bench.environment import environment
 from earlytom.errors import EarlyTomError
 from earlytom.files import write_text
+from earlytom.integrations.vllm.versions import installed
+from earlytom.network import listen
 from earlytom.serve import (
     Reply,
     Server,
@@ -173,7 +175,7 @@ def main(
     check_vllm()
     levels = [int(x) for x in concurrency.split(",")]
     load_before = os.getloadavg()
-    begun = datetime.now(UTC)
+    begun = datetime.now(timezone.utc)
     with tempfile.TemporaryDirectory(prefix="earlytom-load-") as name, ExitStack() as stack:
         folder = Path(name)
         typer.echo("generating clips, starting two servers", err=True)
@@ -181,7 +183,7 @@ def main(
         servers = {"off": start("off", 1, stack, folder), "on": start("on", ratio, stack, folder)}
         for server in servers.values():
             fire(server, pool[:WARM_UP], 1)
-        endless = (pool[i % len(pool)] for i in range(1 << 40))
+        endless = itertools.cycle(pool)
         runs: dict[tuple[str, int], list[Any]] = {}
         for i in range(rounds):
             for level in levels:
@@ -202,7 +204,7 @@ def main(
     data = {
         "date": begun.isoformat(timespec="seconds"),
         "environment": environment(torch.get_num_threads(), "float32", "CPU_ATTN")
-        | {"vllm": _vllm(), "cores": os.cpu_count()},
+        | {"vllm": installed(), "cores": os.cpu_count()},
         "load_average": {"before": load_before, "after": os.getloadavg()},
         "version": __version__,
         "settings": {
@@ -237,12 +239,6 @@ def _ratio(runs: dict[tuple[str, int], list[Any]], level: int) -> dict[str, Any]
         "ttft_p50": round(off["ttft_p50"] / on["ttft_p50"], 3),
         "ttft_p95": round(off["ttft_p95"] / on["ttft_p95"], 3),
     }
-
-
-def _vllm() -> str:
-    from earlytom.integrations.vllm.versions import installed
-
-    return installed()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import urllib.request
+from typing import Any
 
 from earlytom.errors import ConfigError, EarlyTomError
 
@@ -29,5 +31,25 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def http_url(host: str, port: int) -> str:
-    """Return the address of a server; IPv6 addresses get their brackets."""
+    """Return the address of a server that a client on this machine can use.
+
+    Args:
+        host: that the server listens on; IPv6 addresses get their brackets.
+        port: likewise.
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def open_url(url: str, timeout: float) -> Any:
+    """Open an address of a server of ours, past any proxy that the environment names.
+
+    Args:
+        url: what to get.
+        timeout: in seconds.
+
+    Raises:
+        OSError: no answer, or one that is an error.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return direct.open(url, timeout=timeout)

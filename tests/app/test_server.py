@@ -208,6 +208,25 @@ def test_only_what_the_page_needs(user):
     assert "connect-src 'self'" in policy
 
 
+@pytest.mark.parametrize("path", ["queue/join", "upload"])
+def test_bodies_without_an_end_are_refused(served, path):
+    """A length and chunks: the server reads chunks then, whatever the length says."""
+    host, port = served[0].removeprefix("http://").split(":")
+    head = (
+        f"POST /gradio_api/{path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=30) as raw:
+        raw.sendall(head.encode())
+        assert raw.recv(1024).split(b" ", 2)[1] == b"413"
+
+
+def test_an_upload_of_many_parts_is_refused(user):
+    """Gradio's own limit counts every part for itself."""
+    parts = [("files", (f"{i}.mp4", bytes(900_000))) for i in range(3)]
+    assert user.http.post("/gradio_api/upload", files=parts).status_code == 413
+
+
 def test_other_files_and_addresses_are_no_uploads(user, clip, contacted, served):
     before = sorted(served[1].rglob("*.mp4"))
     up = f"{served[1]}/../../{clip}"

@@ -36,10 +36,12 @@ class Guard:
 
     Args:
         app: the application behind it.
+        most_upload: bytes of a request that uploads.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, most_upload: int) -> None:
         self.app = app
+        self.most_upload = most_upload
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -47,9 +49,9 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http" or not PATHS.fullmatch(scope["path"]):
             return await _refuse(scope, send, 404, b"not found")
-        if scope["method"] == "POST" and scope["path"] != UPLOAD:
-            length = dict(scope["headers"]).get(b"content-length", b"")
-            if not length.isdigit() or int(length) > MOST_BODY:
+        if scope["method"] == "POST":
+            most = self.most_upload if scope["path"] == UPLOAD else MOST_BODY
+            if not _is_short(dict(scope["headers"]), most):
                 return await _refuse(scope, send, 413, b"request too large")
 
         # an upload that is opened by itself, an SVG for instance, must not run scripts
@@ -62,6 +64,12 @@ class Guard:
             await send(message)
 
         return await self.app(scope, receive, with_headers)
+
+
+def _is_short(headers: dict[bytes, bytes], most: int) -> bool:
+    """Whether the length of a body is known and at most ``most``; chunks would go on past it."""
+    length = headers.get(b"content-length", b"")
+    return b"transfer-encoding" not in headers and length.isdigit() and int(length) <= most
 
 
 async def _refuse(scope: Message, send: Send, status: int, text: bytes) -> None:

@@ -69,7 +69,7 @@ def build_app(desk: Desk, folder: Path, max_upload_mb: int = 200) -> Any:
     import gradio as gr
     from fastapi import FastAPI
 
-    from earlytom.app.guard import Guard, keep_inside
+    from earlytom.app.guard import MOST_BODY, Guard, keep_inside
     from earlytom.app.page import build_page
 
     @contextlib.asynccontextmanager
@@ -114,7 +114,7 @@ def build_app(desk: Desk, folder: Path, max_upload_mb: int = 200) -> Any:
         ),
         css=style(),
     )
-    return Guard(app)
+    return Guard(app, max_upload_mb * 1_000_000 + MOST_BODY)  # and room for its envelope
 
 
 def serve(

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from earlytom.errors import MissingExtraError
 from earlytom.inspect import Inspection
 from earlytom.inspect.data import CellMap, MethodRun
 from earlytom.inspect.images import address, jpeg
 from earlytom.inspect.page import PARTS, answer_facts, time_parts
 from earlytom.inspect.paint import COLOURS, enlarged, paint
 from earlytom.inspect.states import FRESH, KEPT, MEANING, NAMES, count
+from earlytom.templates import load_template
 from earlytom.video import Video
 
 SIDE, THUMB = 280, 112  # longer side of a frame of the result and of the preview, in pixels
@@ -121,12 +121,5 @@ def _render(block: str, **values: Any) -> str:
 
 @cache
 def _template() -> Any:
-    try:
-        import jinja2
-    except ImportError as e:
-        raise MissingExtraError("the page needs Jinja2: pip install 'earlytom[demo]'") from e
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    text = files(__package__).joinpath(TEMPLATE).read_text("utf-8")
-    return environment.from_string(text).module
+    missing = "the page needs Jinja2: pip install 'earlytom[demo]'"
+    return load_template(__package__, TEMPLATE, missing).module

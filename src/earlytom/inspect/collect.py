@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,13 @@ def inspect_video(
     if not methods:
         raise ConfigError("name at least one method")
     advance("full")
-    full = _timed(qa, video, question, None, max_new_tokens)
+    ask = functools.partial(qa.ask, video, question, max_new_tokens=max_new_tokens)
+    full = _timed_again(ask(), ask)
     runs, skipped = [], []
     for label, method in methods.items():
         advance(label)
         try:
-            runs.append(_run(qa, video, question, label, method, max_new_tokens))
+            runs.append(_run(ask, label, method))
         except (ConfigError, UnsupportedModelError) as e:
             skipped.append((label, str(e)))
     if not runs:
@@ -80,21 +82,15 @@ def inspect_video(
     )
 
 
-def _timed(
-    qa: VideoQA, video: Video, question: str, method: Method | None, max_new_tokens: int
-) -> Answer:
-    answer = qa.ask(video, question, method, max_new_tokens=max_new_tokens)
-    again = qa.ask(video, question, method, max_new_tokens=max_new_tokens)
-    return dataclasses.replace(answer, timings=again.timings)
+def _timed_again(first: Answer, ask: Callable[..., Answer], *args: Method) -> Answer:
+    """Return an answer with the times of a second run, which warms nothing up."""
+    return dataclasses.replace(first, timings=ask(*args).timings)
 
 
-def _run(
-    qa: VideoQA, video: Video, question: str, label: str, method: Method, max_new_tokens: int
-) -> MethodRun:
+def _run(ask: Callable[..., Answer], label: str, method: Method) -> MethodRun:
     with tracing() as trace:
-        answer = qa.ask(video, question, method, max_new_tokens=max_new_tokens)
-    again = qa.ask(video, question, method, max_new_tokens=max_new_tokens)
-    answer = dataclasses.replace(answer, timings=again.timings)
+        first = ask(method)
+    answer = _timed_again(first, ask, method)
     assert answer.report is not None
     return describe(label, answer, answer.report.videos[0], trace.last_call())
 
@@ -147,11 +143,6 @@ def describe(label: str, answer: Answer, report: VideoReport, events: list[Event
     )
 
 
-def last_index(events: list[Event], kind: str) -> int:
-    """Return where the last event of a kind is, -1 without one."""
-    return max((i for i, (k, _) in enumerate(events) if k == kind), default=-1)
-
-
 def _relative(received: torch.Tensor, grid: tuple[int, int]) -> NDArray[np.float32]:
     x = received.detach().float().cpu()
     x = x / x.mean(1, keepdim=True).clamp_min(1e-12)
@@ -172,17 +163,18 @@ def _steps(report: VideoReport, events: list[Event]) -> list[MergeStep]:
 
 def _curves(report: VideoReport, events: list[Event]) -> list[Curve]:
     """Return what was compared at every merge point, and for the selection behind the encoder."""
-    curves, present = [], tuple(range(report.frames_in))
-    for layer, part in _points(events):
+    title = "Segments for the selection of tokens"
+    points, present = _points(events), tuple(range(report.frames_in))
+    if not points:
+        return _curve(events, title, present)
+    curves = []
+    for layer, part in points:
         where = f"Merging after encoder layer {layer}" if layer >= 0 else "Merging the embeddings"
         curves += _curve(part, where, present)
         plan = _merged(part)
         if plan is not None:
             present = tuple(present[m[0]] for m in plan.members)
-        curves += _curve(_after(part), "Segments for the selection of tokens", present)
-    tail = events[last_index(events, "merged") + 1 :] if _points(events) else events
-    if not _points(events):
-        curves += _curve(tail, "Segments for the selection of tokens", present)
+        curves += _curve(_after(part), title, present)
     return curves
 
 
@@ -225,5 +217,6 @@ def _decided(part: list[Event], kind: str) -> dict[str, Any] | None:
 
 
 def _after(part: list[Event]) -> list[Event]:
-    index = last_index(part, "merged")
-    return part[index + 1 :] if index >= 0 else []
+    """Return the events behind the merge, none without one."""
+    index = max((i for i, (kind, _) in enumerate(part) if kind == "merged"), default=len(part))
+    return part[index + 1 :]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from earlytom._version import __version__
-from earlytom.errors import MissingExtraError
 from earlytom.inspect import images, shapes
 from earlytom.inspect.data import Inspection, MethodRun
 from earlytom.inspect.signals import EXTREME
 from earlytom.inspect.states import MEANING, NAMES
 from earlytom.pipeline import Answer
+from earlytom.templates import load_template
 
 TEMPLATE = "page.html.j2"
 PARTS = (
@@ -29,15 +28,9 @@ def render_page(found: Inspection) -> str:
     Raises:
         MissingExtraError: Jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as e:
-        raise MissingExtraError("the page needs Jinja2: pip install 'earlytom[report]'") from e
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text("utf-8"))
-    return template.render(**_context(found)) + "\n"
+    missing = "the page needs Jinja2: pip install 'earlytom[report]'"
+    template = load_template(__package__, TEMPLATE, missing)
+    return str(template.render(**_context(found))) + "\n"
 
 
 def _context(found: Inspection) -> dict[str, Any]:
@@ -51,9 +44,7 @@ def _context(found: Inspection) -> dict[str, Any]:
         "model": found.model,
         "version": __version__,
         "aspect": f"{width} / {height}",
-        "ratio": width / height,
         "pictures": [images.address(x, "jpeg") for x in images.thumbnails(found.pictures)],
-        "seconds": [f"{s:.2f} s" for s in found.seconds],
         "legend": [(k, NAMES[k], MEANING[k]) for k in NAMES if k in letters],
         "labels": [label for label, _ in answers],
         "answers": [answer_facts(label, a, found.full) for label, a in answers],
@@ -63,7 +54,7 @@ def _context(found: Inspection) -> dict[str, Any]:
         "runs": [_run(run, found) for run in found.runs],
         "skipped": found.skipped,
         "extreme": f"{EXTREME:g}",
-        "shape": {"label": shapes.LABEL, "step": shapes.STEP, "thumb": shapes.THUMB},
+        "shape": {"label": shapes.LABEL, "thumb": shapes.THUMB},
         "curve": {"wide": shapes.WIDE, "high": shapes.HIGH, "left": shapes.LEFT},
     }
 
@@ -136,20 +127,20 @@ def _run(run: MethodRun, found: Inspection) -> dict[str, Any]:
             {"title": m.title, "grid": m.grid, "frames": shapes.frames(m, found.seconds)}
             for m in run.maps
         ],
-        "attention": _attention(run, found.seconds),
+        "attention": _attention(run),
         "cloud": None if run.scatter is None else shapes.cloud(run.scatter),
         "rewritten": run.rewritten,
     }
 
 
-def _attention(run: MethodRun, seconds: tuple[float, ...]) -> dict[str, Any] | None:
+def _attention(run: MethodRun) -> dict[str, Any] | None:
     if run.attention is None or run.sinks is None:
         return None
     grid = run.attention.shape[1:]
     return {
         "grid": grid,
         "frames": [
-            (frame, seconds[frame], images.address(images.png(x), "png"), f"{values.max():.1f}")
+            (frame, images.address(images.png(x), "png"), f"{values.max():.1f}")
             for frame, x, values in zip(
                 run.report.first, images.heat(run.attention), run.attention, strict=True
             )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from earlytom.errors import EarlyTomError
+from earlytom.network import open_url
 
 _CHAT = "/v1/chat/completions"
 _DATA = "data:"
@@ -161,7 +162,7 @@ def counters(url: str) -> dict[str, float]:
         EarlyTomError: the server cannot be reached.
     """
     try:
-        with urllib.request.urlopen(url + "/metrics", timeout=30) as response:
+        with open_url(url + "/metrics", timeout=30) as response:
             lines = response.read().decode().splitlines()
     except OSError as e:
         raise EarlyTomError(f"{url} does not answer: {e}") from e

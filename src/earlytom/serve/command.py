@@ -62,8 +62,7 @@ class Launch:
     @property
     def url(self) -> str:
         """Address that a client on this machine can use."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return http_url(host, self.port)
+        return http_url(self.host, self.port)
 
 
 def prepare(

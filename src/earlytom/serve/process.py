@@ -8,12 +8,11 @@ import signal
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from earlytom.errors import EarlyTomError
+from earlytom.network import open_url
 from earlytom.serve.command import Launch
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
@@ -119,9 +118,9 @@ class Server:
 
     def _healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(self.launch.url + "/health", timeout=2) as answer:
+            with open_url(self.launch.url + "/health", timeout=2) as answer:
                 return bool(answer.status == 200)
-        except (OSError, urllib.error.URLError):
+        except OSError:
             return False
 
     def wait(self) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any
 
 from earlytom.bench.report import text
 from earlytom.bench.report.runs import FULL
 from earlytom.bench.report.style import styles
 from earlytom.bench.report.summary import Cell, Estimate, Summary
-from earlytom.errors import MissingExtraError
+from earlytom.templates import load_template
 
 TITLE = "EarlyTom leaderboard: visual token compression"
 TEMPLATE = "leaderboard.html.j2"
@@ -44,17 +43,9 @@ def render_html(summary: Summary) -> str:
     Raises:
         MissingExtraError: Jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as e:
-        raise MissingExtraError(
-            "the leaderboard needs Jinja2: pip install 'earlytom[report]', or use --no-html"
-        ) from e
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text("utf-8"))
-    return template.render(**_context(summary)) + "\n"
+    missing = "the leaderboard needs Jinja2: pip install 'earlytom[report]', or use --no-html"
+    template = load_template(__package__, TEMPLATE, missing)
+    return str(template.render(**_context(summary))) + "\n"
 
 
 def _context(summary: Summary) -> dict[str, Any]:

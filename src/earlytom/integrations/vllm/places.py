@@ -43,8 +43,10 @@ def detach(wide: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     """Undo :func:`attach`."""
     rows, digits = wide[:, : -channels(axes)], wide[:, -channels(axes) :]
     parts = digits.T.round().long().unflatten(0, (DIGITS, axes))
-    weights = torch.tensor([BASE**i for i in range(DIGITS)], device=wide.device)
-    return rows, (parts * weights[:, None, None]).sum(0)
+    *lower, total = parts.unbind()
+    for digit in reversed(lower):
+        total = total * BASE + digit
+    return rows, total
 
 
 class Places:

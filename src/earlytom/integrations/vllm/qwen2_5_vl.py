@@ -158,7 +158,7 @@ class CompressedQwen25VL(CompressedVideos, Qwen2_5_VLForConditionalGeneration):
 
 def _times(item: VideoItem, per_second: float, device: torch.device | None = None) -> Tensor:
     """Return the time positions of all frames ``[T]``, rounded as transformers does."""
-    interval = torch.tensor(item.seconds, device=device) * per_second
+    interval = torch.full((), item.seconds, device=device) * per_second  # waits for no device
     return (torch.arange(item.frames, device=device) * interval).long()
 
 

@@ -218,6 +218,11 @@ def generate(model: nn.Module, inputs: dict[str, Any], **kw: Any) -> Any:
         return model.generate(**{k: v.clone() for k, v in inputs.items()}, **settings)
 
 
+def own_attributes(model: nn.Module) -> dict[str, list[str]]:
+    """Names of the attributes of every module that are its own, not its class's."""
+    return {name: sorted(module.__dict__) for name, module in model.named_modules()}
+
+
 def row_alone(inputs: dict[str, Any], row: int, videos: list[int]) -> dict[str, Any]:
     """Inputs of one batch row without its left padding; ``videos`` are its video numbers."""
     count = int(inputs["attention_mask"][row].sum())

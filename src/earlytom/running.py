@@ -37,6 +37,7 @@ def merge_video(
     layer: int,
     classes: int = 0,
     agree: Agree = at_once,
+    overwrite: bool = False,
 ) -> Tensor:
     """Stage I of one video at one merge point.
 
@@ -48,13 +49,14 @@ def merge_video(
         layer: encoder layer in front of it.
         classes: tokens of every frame that methods do not see, in front of the patches.
         agree: who decides.
+        overwrite: nobody reads ``hidden`` afterwards.
 
     Returns:
         What is left ``[frames, tokens, dim]``.
     """
     plan = agree(lambda: _decide(method, hidden.detach()[:, classes:], state, point))
     if plan is not None:
-        hidden = plan.apply(hidden)
+        hidden = plan.apply(hidden, overwrite)
         state.apply(plan, layer)
     note("merged", plan=plan)
     agree(lambda: method.finish_frames(hidden.detach()[:, classes:], state, point))

@@ -19,7 +19,16 @@ from earlytom.methods import EVS, VisionZip
 from earlytom.models import find_adapter
 from earlytom.stages import TokenSelection, VideoFeatures
 from tests.clip_families import CLIP_FAMILIES
-from tests.families import BOS, FAMILIES, IMAGE, PROMPTS, Family, forward, generate
+from tests.families import (
+    BOS,
+    FAMILIES,
+    IMAGE,
+    PROMPTS,
+    Family,
+    forward,
+    generate,
+    own_attributes,
+)
 from tests.image_families import IMAGE_FAMILIES
 from tests.matrix import FEW_PROMPTS, METHODS
 from tests.qwen import CONFIG, QwenFamily
@@ -77,6 +86,7 @@ def allowed(owner: Family, model: nn.Module, method: Method) -> bool:
     try:
         earlytom.compress(model, method, images=True)
     except UnsupportedModelError:
+        assert owner.name == "video_llava" or owner.refuses(method)
         return False
     return True
 
@@ -150,15 +160,12 @@ def test_other_prompts_stay_as_they_are(owner: Family, subject: nn.Module) -> No
 
 
 def test_restore_leaves_no_trace(owner: Family, subject: nn.Module) -> None:
-    def private() -> list[tuple[str, list[str]]]:
-        return [(name, sorted(module.__dict__)) for name, module in subject.named_modules()]
-
     inputs = owner.inputs(PROMPTS["image_and_video"])
-    logits, before = forward(subject, inputs).logits, private()
+    logits, before = forward(subject, inputs).logits, own_attributes(subject)
     earlytom.compress(subject, EVS(retention_ratio=0.3), images=True, frames_per_chunk=3)
     assert not torch.equal(forward(subject, inputs).logits, logits)
     earlytom.restore(subject)
-    assert private() == before
+    assert own_attributes(subject) == before
     assert torch.equal(forward(subject, inputs).logits, logits)
 
 
@@ -274,6 +281,31 @@ def test_reports_of_one_prompt_belong_together() -> None:
             assert report is not None
             assert (len(report.images), len(report.videos)) == (images, videos)
             assert len(report.to_dict()["images"]) == images
+
+
+def test_reports_do_not_leak_into_the_next_prompt() -> None:
+    """Neither from a prompt in which nothing is dropped, nor from one that failed."""
+    model: Any = LLAVA.model()
+    earlytom.compress(model, EVS(retention_ratio=1.0), images=True)
+    videos, images = (LLAVA.inputs(PROMPTS[p]) for p in ("one_video", "image_only"))
+    forward(model, videos)
+    forward(model, images)
+    report = earlytom.last_report(model)
+    assert report is not None
+    assert (len(report.images), len(report.videos)) == (1, 0)
+    earlytom.compress(model, EVS(retention_ratio=0.4), images=True)
+    handle = find_adapter(model).decoder_layers[0].register_forward_pre_hook(_fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        forward(model, videos)
+    handle.remove()
+    forward(model, images)
+    report = earlytom.last_report(model)
+    assert report is not None
+    assert (len(report.images), len(report.videos)) == (1, 0)
+
+
+def _fail(*args: Any) -> None:
+    raise RuntimeError("broken")
 
 
 def test_images_stay_as_they_are_by_default() -> None:

@@ -47,6 +47,44 @@ def test_apply_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(plan.apply(x), whole)
 
 
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    st.integers(0, 99),
+)
+def test_overwriting_gives_the_same_bits(sizes: list[int], dtype: torch.dtype, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    members = tuple(tuple(range(e - k, e)) for e, k in zip(ends, sizes, strict=True))
+    weights = []
+    for row in members:  # copies of the first or the last member, and sums
+        kind = int(torch.randint(3, (1,), generator=g))
+        one = [float(i == (0 if kind else len(row) - 1)) for i in range(len(row))]
+        weights.append(tuple(one) if kind < 2 else (1 / len(row),) * len(row))
+    plan = MergePlan(ends[-1], members, tuple(weights))
+    x = torch.randn(ends[-1], 2, 3, generator=g).to(dtype)
+    plain = plan.apply(x)
+    over = plan.apply(x.clone(), overwrite=True)
+    assert torch.equal(over, plain)
+    assert over.dtype == plain.dtype
+    y = x.clone()
+    assert plan.apply(y, overwrite=True).data_ptr() == y.data_ptr()
+
+
+def test_what_is_still_needed_is_not_overwritten() -> None:
+    x = torch.randn(4, 2, 3)
+    turned = MergePlan(4, ((2,), (0, 1)), ((1.0,), (0.5, 0.5)))
+    again = MergePlan(4, ((0, 2), (0, 3)), ((0.5, 0.5), (0.5, 0.5)))
+    for plan in (turned, again):
+        y = x.clone()
+        assert torch.equal(plan.apply(y, overwrite=True), plan.apply(x))
+        assert torch.equal(y, x)
+    wide = torch.randn(4, 2, 6)[..., ::2]
+    before, pair = wide.clone(), MergePlan(4, ((0, 1), (2, 3)), ((0.5, 0.5), (0.0, 1.0)))
+    assert torch.equal(pair.apply(wide, overwrite=True), pair.apply(before))
+    assert torch.equal(wide, before)
+
+
 def test_then_composes_and_keeps_members_of_weight_zero() -> None:
     first = MergePlan(4, ((0, 1), (2,), (3,)), ((1.0, 0.0), (1.0,), (1.0,)))
     both = first.then(MergePlan(3, ((0, 1), (2,)), ((0.5, 0.5), (1.0,))))

@@ -28,6 +28,7 @@ from earlytom.bench.suite import SuiteClip
 from earlytom.hf.api import last_report
 from earlytom.method import Method
 from earlytom.models import find_adapter
+from earlytom.override import Override
 from earlytom.report import Report, VideoReport
 from earlytom.tiny.architecture import architecture_of, normalise
 from earlytom.tiny.questions import Question
@@ -248,15 +249,11 @@ def _chosen(question: Question, scores: Tensor) -> str:
 @contextmanager
 def _instead(module: Any, function: Any) -> Iterator[None]:
     """Let ``function`` stand in for ``module.get_video_features`` inside the block."""
-    there = module.__dict__.get("get_video_features")
-    object.__setattr__(module, "get_video_features", function)
+    override = Override(module, "get_video_features", function)
     try:
         yield
     finally:
-        if there is None:
-            del module.__dict__["get_video_features"]
-        else:
-            object.__setattr__(module, "get_video_features", there)
+        override.remove()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from earlytom.hf.probe import Probe, probe_of
 from earlytom.hf.vision import VisionSide
 from earlytom.models.base import Adapter
+from earlytom.override import Override
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Signals = tuple[Tensor, Tensor, Tensor | None, float, nn.Module]
@@ -72,6 +73,7 @@ class Replay:
         self.hits = 0
         self._on = True
         self._held = 0
+        self._overrides: list[Override] = []
         self._numbers = count()
         self._calls: OrderedDict[int, tuple[Any, _Call]] = OrderedDict()
         self._index: dict[Any, dict[int, _Call]] = {}
@@ -84,13 +86,13 @@ class Replay:
     def __enter__(self) -> Replay:
         for module in self._modules:
             forward = functools.partial(self._forward, module, module.forward)
-            object.__setattr__(module, "forward", forward)
+            self._overrides.append(Override(module, "forward", forward))
         return self
 
     def __exit__(self, *error: object) -> None:
         self.clear()
-        for module in self._modules:
-            module.__dict__.pop("forward", None)
+        while self._overrides:
+            self._overrides.pop().remove()
 
     def clear(self) -> None:
         """Forget everything."""

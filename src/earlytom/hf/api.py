@@ -24,6 +24,12 @@ class _Everything(Method):
     name: ClassVar[str] = "uncompressed"
 
 
+def _checked(method: Any) -> Method:
+    if not isinstance(method, Method):
+        raise ConfigError(f"expected a method such as EarlyTom(...), got {type(method).__name__}")
+    return method
+
+
 def compress(
     model: T,
     method: Method | None,
@@ -53,9 +59,7 @@ def compress(
     """
     if method is None and frames_per_chunk is not None:
         method = _Everything(retention_ratio=1.0)
-    if not isinstance(method, Method):
-        raise ConfigError(f"expected a method such as EarlyTom(...), got {type(method).__name__}")
-    engine.attach(model, method, options=Options(frames_per_chunk, images))
+    engine.attach(model, _checked(method), options=Options(frames_per_chunk, images))
     return model
 
 
@@ -100,11 +104,10 @@ def compile(
             ``frames``, ``backend`` or ``mode``.
         BudgetError: the method cannot meet its budget with so many frames.
     """
-    if method is not None and not isinstance(method, Method):
-        raise ConfigError(f"expected a method such as EarlyTom(...), got {type(method).__name__}")
+    method = _checked(_Everything(retention_ratio=1.0) if method is None else method)
     counts = tuple(frames) if isinstance(frames, Sequence) else (frames,)
     settings = CompileSettings(counts, backend, mode)
-    engine.attach(model, _Everything(retention_ratio=1.0) if method is None else method, settings)
+    engine.attach(model, method, settings)
     return model
 
 

@@ -8,18 +8,15 @@ reductions, hooks of others) sees all frames as ever, so decisions cross the bor
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from earlytom.hf.chunks import Joined, Piece, cut_rows, cut_tokens, cut_videos, lead
-from earlytom.hf.encoder_graph import foreign_code
 from earlytom.hf.vision import VisionSide
+from earlytom.override import Override
 
-logger = logging.getLogger(__name__)
 Cut = Callable[[tuple[Any, ...], dict[str, Any]], list[Piece]]
 Then = Callable[[Tensor], Tensor]
 
@@ -40,7 +37,6 @@ class ChunkedEncoder:
         self.chunks = vision.chunks
         self._forwards: list[ChunkedForward] = []
         self._pooling: _Pooling | None = None
-        self._open = self._overwrites = False  # of the running call
 
     # ------------------------------------------------------------------ on and off
     def install(self) -> None:
@@ -104,31 +100,7 @@ class ChunkedEncoder:
         call = self.vision.call
         if call is None or call.images:
             return False
-        if not call.looked_at:
-            call.looked_at = True
-            asked = {**call.arguments, **call.arguments.get("kwargs", {})}
-            self._open = not asked.get("output_attentions")
-            if not self._open:
-                logger.debug("all frames are encoded at once: the call asks for attention maps")
-            self._overwrites = self._may_overwrite(asked)
-        return self._open
-
-    def may_overwrite(self) -> bool:
-        """Whether layers may write their results over the states that they were given."""
-        return self._overwrites and not torch.is_grad_enabled()
-
-    def _may_overwrite(self, asked: dict[str, Any]) -> bool:
-        adapter = self.vision.adapter
-        config: Any = getattr(adapter.tower, "config", None)
-        if asked.get("output_hidden_states") or getattr(config, "output_hidden_states", False):
-            return False
-        layer = asked.get("vision_feature_layer")
-        depth = len(adapter.layers) + 1
-        if layer is not None and (
-            not isinstance(layer, int) or layer % depth != adapter.usable_layers
-        ):
-            return False
-        return foreign_code(list(adapter.tower.modules())) is None  # it may hold on to states
+        return not call.asked.get("output_attentions")  # maps are of all frames
 
     @property
     def _step(self) -> int:
@@ -193,18 +165,11 @@ class ChunkedForward:
         then: Then | None = None,
         reads_once: bool = False,
     ) -> None:
-        self._owner, self._module, self._cut, self._then = owner, module, cut, then
+        self._owner, self._cut, self._then = owner, cut, then
         self._reads_once = reads_once
-        self._own: Any = module.__dict__.get("forward")  # of accelerate, for one
         self._original: Callable[..., Any] = module.forward
         functools.update_wrapper(self, self._original, updated=())
-        object.__setattr__(module, "forward", self)
-
-    def remove(self) -> None:
-        """Give the module its own ``forward`` back."""
-        object.__delattr__(self._module, "forward")
-        if self._own is not None:
-            object.__setattr__(self._module, "forward", self._own)
+        self.remove = Override(module, "forward", self).remove
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module on one chunk after another."""
@@ -212,7 +177,7 @@ class ChunkedForward:
         if len(pieces) < 2:
             return self._original(*args, **kwargs)
         states, chunks, rows = lead(args, kwargs), self._owner.chunks, pieces[-1].rows[1]
-        over = self._reads_once and self._owner.may_overwrite() and states.is_contiguous()
+        over = self._reads_once and self._owner.vision.may_overwrite() and states.is_contiguous()
         joined = Joined(rows, pieces[0].dim, states if over else None)
         more: list[Any] = []
 
@@ -234,17 +199,10 @@ class _Pooling:
     """Stands in for the method by which a model pools behind its projector."""
 
     def __init__(self, inner: nn.Module, name: str, owner: ChunkedEncoder) -> None:
-        self._inner, self._name, self._chunks = inner, name, owner.chunks
-        self._own: Any = inner.__dict__.get(name)
+        self._chunks = owner.chunks
         self.original: Callable[[Tensor], Tensor] = getattr(inner, name)
         functools.update_wrapper(self, self.original, updated=())
-        object.__setattr__(inner, name, self)
-
-    def remove(self) -> None:
-        """Give the model its own method back."""
-        object.__delattr__(self._inner, self._name)
-        if self._own is not None:
-            object.__setattr__(self._inner, self._name, self._own)
+        self.remove = Override(inner, name, self).remove
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Pool, unless every chunk was pooled behind the projector."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from earlytom.models.base import Adapter
+from earlytom.ops.tensors import to_device
 from earlytom.stages import Shape
 
 NOT_VISUAL, NEWLINE = -1, -2
@@ -60,8 +61,7 @@ class VideoLayout:
         if not total:
             none = torch.full(visual.shape, NOT_VISUAL, device=device)
             return none, none
-        host = self.table.pin_memory() if device.type == "cuda" else self.table
-        patch, frame, first = host.to(device, non_blocking=True)
+        patch, frame, first = to_device(self.table, device)
         count = visual.sum(1)
         rank = (visual.flatten().cumsum(0) - 1).clamp(0, total - 1).view(visual.shape)
         start = (count.cumsum(0) - count).clamp(max=total - 1)

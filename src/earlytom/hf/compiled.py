@@ -24,6 +24,7 @@ from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.hf.encoder_graph import EncoderGraph, foreign_code
 from earlytom.hf.vision import VideoCall, VisionSide
 from earlytom.models.base import Adapter
+from earlytom.override import Override
 
 logger = logging.getLogger(__name__)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -91,6 +92,7 @@ class CompiledTower:
         self._compiled: dict[tuple[int, int], tuple[EncoderGraph, Callable[..., Any]]] = {}
         self._modules: list[nn.Module] = []
         self._original: Callable[..., Any] | None = None
+        self._override: Override | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies start without compiled graphs: those hold the parameters of this model."""
@@ -101,13 +103,13 @@ class CompiledTower:
         """Take the place of ``tower.forward`` (of this instance only)."""
         self._original = self.vision.adapter.tower.forward
         functools.update_wrapper(self, self._original, updated=())
-        object.__setattr__(self.vision.adapter.tower, "forward", self)
+        self._override = Override(self.vision.adapter.tower, "forward", self)
 
     def remove(self) -> None:
         """Give the tower its own ``forward`` back."""
-        tower = self.vision.adapter.tower
-        if tower.__dict__.get("forward") is self:
-            object.__delattr__(tower, "forward")
+        if self._override is not None:
+            self._override.remove()
+            self._override = None
 
     # ------------------------------------------------------------------ calls
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,13 +144,10 @@ class CompiledTower:
         special = [k for k in _SPECIAL if kwargs.get(k)] + tensors
         if rest or special:
             return f"the call brings {', '.join(special) or 'more than pixels'}"
-        asked_by_caller = {**call.arguments, **call.arguments.get("kwargs", {})}
-        if asked_by_caller.get("output_hidden_states"):
+        if call.asked.get("output_hidden_states"):
             return "the call asks for all hidden states"
-        layer = asked_by_caller.get("vision_feature_layer")
-        depth = len(self.vision.adapter.layers) + 1
-        if layer is not None and (not isinstance(layer, int) or layer % depth != self.layers):
-            return f"the call asks for vision_feature_layer={layer}"
+        if self.vision.reads_other_layer(call):
+            return f"the call asks for vision_feature_layer={call.asked['vision_feature_layer']}"
         if modules[0].training:
             return "the encoder is in training mode"
         foreign = foreign_code(modules)

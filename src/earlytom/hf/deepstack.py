@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from earlytom.hf.prefill import Region
+from earlytom.override import Override
 
 METHOD = "_deepstack_process"
 
@@ -59,11 +60,10 @@ class DeepstackRegion:
     """
 
     def __init__(self, module: nn.Module, region: Callable[[], Region | None]) -> None:
-        self._module = module
         self._region = region
         self._original: Any = getattr(module, METHOD)
         functools.update_wrapper(self, self._original, updated=())
-        object.__setattr__(module, METHOD, self)
+        self.remove = Override(module, METHOD, self).remove
 
     def __call__(self, hidden: Tensor, visual: Tensor, features: Tensor) -> Any:
         """Add ``features [True in visual, dim]`` to the columns that are left."""
@@ -72,10 +72,6 @@ class DeepstackRegion:
             visual, found = gather_deepstack(visual, [features], region.rows, region.mask)
             features = found[0]
         return self._original(hidden, visual, features)
-
-    def remove(self) -> None:
-        """Give the language model its own step back."""
-        object.__delattr__(self._module, METHOD)
 
 
 def placed(features: Tensor, slots: Tensor, n_input: int) -> Tensor:

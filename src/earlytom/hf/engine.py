@@ -33,6 +33,7 @@ from earlytom.method import Method
 from earlytom.models import find_adapter, unwrap
 from earlytom.models.base import Adapter
 from earlytom.models.image_frames import ImageFrames
+from earlytom.override import Override
 from earlytom.report import Report
 from earlytom.stages import EMBEDDINGS
 
@@ -92,7 +93,7 @@ class Controller:
         self.chunked = ChunkedEncoder(self.vision) if options.frames_per_chunk else None
         self._handles: list[Any] = []
         self._probes: list[Probe] = []
-        self._own_features: dict[str, Any] = {}
+        self._overrides: list[Override] = []
         self._report: Report | None = None
 
     def _weights(self) -> TokenWeights | None:
@@ -194,20 +195,15 @@ class Controller:
             self.chunked.remove()
         if self.image_tokens is not None:
             self.image_tokens.remove()
-        attributes = self.adapter.inner.__dict__
-        attributes.pop(CONTROLLER, None)
-        for name, own in self._own_features.items():
-            attributes.pop(name, None)
-            if own is not None:
-                attributes[name] = own
-        self._own_features.clear()
+        self.adapter.inner.__dict__.pop(CONTROLLER, None)
+        while self._overrides:
+            self._overrides.pop().remove()
 
     def _stand_in(self, name: str, run: Callable[..., Any]) -> None:
         """Have ``run(original, args, kwargs)`` answer calls of a method of the model."""
         inner = self.adapter.inner
         # an instance may already carry an override of its own (a LLaVA-Video layout)
-        self._own_features[name] = inner.__dict__.get(name)
-        object.__setattr__(inner, name, _StandIn(getattr(inner, name), run))
+        self._overrides.append(Override(inner, name, _StandIn(getattr(inner, name), run)))
 
     def _features(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.images is not None:
@@ -244,7 +240,7 @@ class Controller:
     def _waits(self) -> bool:
         """Whether the last report is of this prompt's images or videos, so far."""
         last = _LAST.get(self.adapter.inner)
-        return last is not None and last is self._report and last.prompt_columns is None
+        return last is not None and last is self._report
 
     def _after_language_model(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         step = self.prompt.step
@@ -256,6 +252,7 @@ class Controller:
                 report.inner = tuple(self.inner.prefill.columns)
                 report.layer_tokens = self.inner.layer_tokens
                 report.layer_total = sum(self.inner.prefill.videos.uncompressed)
+        self._report = None  # the prompt has been read, or failed
         for side in (self.inner, self.decoding):
             if side is not None:
                 side.finish()

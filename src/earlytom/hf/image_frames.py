@@ -22,6 +22,7 @@ from earlytom.errors import UnsupportedModelError, VideoError
 from earlytom.hf.images import ImageTokens
 from earlytom.hf.vision import VisionSide
 from earlytom.models.image_frames import FrameColumns, ImageFrames
+from earlytom.ops.tensors import to_device
 
 _ENCODED = "image"  # key of ahead-of-time features
 
@@ -93,7 +94,7 @@ class ImageSide:
         features: Any = getattr(self.adapter.inner, self.adapter.features_name)
         output = features(**waiting.arguments)
         rows = self.adapter.flat(output)
-        index = torch.tensor(order, device=rows.device)
+        index = to_device(order, rows.device)
         return self.adapter.put_flat(output, rows.index_select(0, index))
 
     def call(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -114,7 +115,7 @@ class ImageSide:
         frames = [i for first, n in videos for i in range(first, first + n)]
         adapter.videos = [n for _, n in videos]
         rest = {k: v for k, v in named.items() if k not in tiles}
-        chosen = torch.tensor(frames, device=tiles["pixel_values"].device)
+        chosen = to_device(frames, tiles["pixel_values"].device)
         part = tiles
         if frames != list(range(total)):  # pixels are large: no copy of a single video
             part = {k: v.index_select(0, chosen) for k, v in tiles.items()}
@@ -127,7 +128,7 @@ class ImageSide:
             joined = rows.new_empty(total, *rows.shape[1:])
             joined[chosen.to(rows.device)] = rows
             if others:
-                left = torch.tensor(others, device=chosen.device)
+                left = to_device(others, chosen.device)
                 part = {k: v.index_select(0, left) for k, v in tiles.items()}
                 images = self._encode_images(
                     functools.partial(original, **rest, **adapter.call_arguments(part))

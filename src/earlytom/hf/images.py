@@ -18,6 +18,7 @@ from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.hf.chunks import lead
 from earlytom.hf.vision import VideoCall, VisionSide
 from earlytom.models.images import ImageLayout, Packer
+from earlytom.ops.tensors import to_device
 from earlytom.running import select_video
 from earlytom.stages import TokenSelection, VideoState
 
@@ -180,11 +181,9 @@ class ImageTokens:
             state = VideoState.start(1, self.adapter.usable_layers, layout.grid)
             for name, signal in found.items():
                 value = signal.to(rows.device)
+                if name in ("received", "probe"):
+                    value = value[..., 0]
                 setattr(state, name, value if name == "vectors" else value[None])
-            for name in ("received", "probe"):
-                signal_of = getattr(state, name)
-                if signal_of is not None:
-                    setattr(state, name, signal_of[..., 0])
             chosen, _ = select_video(self.method, tokens[None], state, lambda x: x)
             wanted = self.method.token_budget(1, len(tokens))
             kept = len(tokens) if chosen is None else chosen.index.numel()
@@ -221,6 +220,6 @@ def _written(rows: Tensor, tokens: Tensor, layout: ImageLayout, chosen: TokenSel
     if layout.lines:
         kept = torch.zeros(len(tokens), dtype=torch.bool)
         kept[chosen.index.cpu()] = True
-        stay = torch.tensor(layout.newlines(kept), device=rows.device)
+        stay = to_device(layout.newlines(kept), rows.device)
         out.index_copy_(0, stay, rows.index_select(0, stay))
     return out

@@ -6,7 +6,6 @@ attention reaches the probe segment by segment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,13 +23,6 @@ from earlytom.ops.tensors import to_device
 
 class PackedVisionSide(VisionSide):
     """Runs stage I and stage II on a packed tower."""
-
-    _segments: Segments | None = None
-
-    def run(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call the model's own ``get_video_features`` and select tokens on its result."""
-        self._segments = None
-        return super().run(original, args, kwargs)
 
     @spanned("merge")
     def before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -55,11 +47,11 @@ class PackedVisionSide(VisionSide):
         if call is None:
             return
         videos = self.chunks.videos or call.videos
-        if self._segments is None:
-            self._segments = Segments(adapter.encoder_rows(videos))
-        if not self._segments.add(query.detach(), key.detach()):
+        if call.segments is None:
+            call.segments = Segments(adapter.encoder_rows(videos))
+        if not call.segments.add(query.detach(), key.detach()):
             return
-        segments, self._segments = self._segments, None
+        segments, call.segments = call.segments, None
         assert self.score_layer is not None
         received = segments.received(scaling, adapter.segment_frames(self.score_layer, videos))
         keys = segments.keys() if self.method.needs_keys() else None

@@ -246,7 +246,6 @@ class PromptSide:
             original=length,
             index=index,
             mask=mask,
-            counts=entry.counts,
             videos=videos,
         )
         return kwargs

@@ -25,7 +25,6 @@ class Step:
         original: columns of this step as the caller passed them.
         index: ``[batch, length]`` caller's column of every column (prompt only).
         mask: ``[batch, length]`` bool, real columns, right-aligned (prompt only).
-        counts: real columns of every row (prompt only).
         videos: the video columns (prompt only, and only where somebody will look at them).
     """
 
@@ -36,7 +35,6 @@ class Step:
     original: int = 0
     index: Tensor | None = None
     mask: Tensor | None = None
-    counts: tuple[int, ...] = ()
     videos: VideoColumns | None = None
 
 

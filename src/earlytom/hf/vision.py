@@ -21,17 +21,20 @@ from torch import Tensor, nn
 from earlytom.clock import spanned
 from earlytom.errors import UnsupportedModelError, VideoError
 from earlytom.hf.chunks import Chunks
+from earlytom.hf.encoder_graph import foreign_code
 from earlytom.hf.hooks import hidden_states, with_hidden_states
 from earlytom.hf.patches import PatchSide
 from earlytom.hf.positions import positions_of
 from earlytom.hf.probe import Sink
 from earlytom.hf.reuse import ReuseSide
+from earlytom.hf.segments import Segments
 from earlytom.hf.weights import TokenWeights
 from earlytom.method import Method
 from earlytom.models.base import Adapter
 from earlytom.ops.anchors import probe_attention
 from earlytom.ops.received import received_attention
 from earlytom.ops.rows import place_rows
+from earlytom.ops.tensors import to_device
 from earlytom.report import VideoReport, video_report
 from earlytom.running import frame_slots, merge_video, select_video, token_cells
 from earlytom.stages import Shape, TokenSelection, VideoState
@@ -47,7 +50,13 @@ class VideoCall:
     slots: list[tuple[int, ...]] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)  # of get_video_features
     images: bool = False  # these are images: nothing is merged or reduced
-    looked_at: bool = False  # by what cuts it into chunks
+    segments: Segments | None = None  # of a packed tower's score layer, on their way
+    overwrites: bool | None = None  # see VisionSide.may_overwrite
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the caller asked of ``get_video_features``, by name."""
+        return {**self.arguments, **self.arguments.get("kwargs", {})}
 
     @property
     def frames(self) -> list[int]:
@@ -164,8 +173,36 @@ class VisionSide:
         for x, state in zip(
             self.adapter.split_videos(hidden, call.videos), call.videos, strict=True
         ):
-            merged.append(merge_video(self.method, x, state, point, layer, classes))
+            left = merge_video(
+                self.method, x, state, point, layer, classes, overwrite=self.may_overwrite()
+            )
+            merged.append(left)
         return self.adapter.join_frames(merged)
+
+    def reads_other_layer(self, call: VideoCall) -> bool:
+        """Whether the caller wants features of another layer than the configured one."""
+        layer, depth = call.asked.get("vision_feature_layer"), len(self.adapter.layers) + 1
+        return layer is not None and (
+            not isinstance(layer, int) or layer % depth != self.adapter.usable_layers
+        )
+
+    def may_overwrite(self) -> bool:
+        """Whether states of the encoder may be written over once the next module has read them.
+
+        Nobody else gets to see them: neither the caller, nor a hook, nor the backward pass.
+        """
+        call, tower = self.call, self.adapter.tower
+        if call is None or torch.is_grad_enabled():
+            return False
+        if call.overwrites is None:
+            config: Any = getattr(tower, "config", None)
+            shown = call.asked.get("output_hidden_states") or getattr(
+                config, "output_hidden_states", False
+            )
+            call.overwrites = not (
+                shown or self.reads_other_layer(call) or foreign_code(list(tower.modules()))
+            )
+        return call.overwrites
 
     # ------------------------------------------------------------------ projector
     @spanned("place")
@@ -200,7 +237,7 @@ class VisionSide:
         for state, slots in zip(call.videos, call.slots, strict=True):
             rows += [start + s for s in slots]
             start += state.n_input
-        frames = place_rows(output.flatten(1), torch.tensor(rows, device=output.device), start)
+        frames = place_rows(output.flatten(1), to_device(rows, output.device), start)
         return frames.unflatten(1, output.shape[1:])
 
     # ------------------------------------------------------------------ whole call
@@ -235,7 +272,7 @@ class VisionSide:
             grid, size = state.grid, state.tokens_per_frame
             assert grid is not None
             tokens = adapter.take_tokens(videos[v], state.n_input)
-            where = torch.tensor(slots, device=tokens.device)
+            where = to_device(slots, tokens.device)
             merged = state.n_frames != state.n_input
             present = tokens.index_select(0, where) if merged else tokens
             received, chosen = state.received, self.patches.selection(v)

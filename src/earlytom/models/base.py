@@ -313,7 +313,7 @@ class Adapter:
 
     def join_frames(self, videos: list[Tensor]) -> Tensor:
         """Undo :meth:`split_frames`."""
-        return torch.cat(videos)
+        return videos[0] if len(videos) == 1 else torch.cat(videos)
 
     def pool(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Pool ``[frames, patches, dim]`` to ``[frames, tokens, dim]`` as the model does.

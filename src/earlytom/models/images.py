@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from earlytom.override import Override
 from earlytom.stages import Grid
 
 
@@ -72,19 +73,12 @@ class Packer:
     """
 
     def __init__(self, inner: Any, name: str, watching: Callable[[], bool]) -> None:
-        self._inner, self._name, self._watching = inner, name, watching
-        self._own: Any = inner.__dict__.get(name)
+        self._watching = watching
         self._original: Callable[..., Any] = getattr(inner, name)
         self._rest: tuple[Any, ...] = ()
         self._named: dict[str, Any] = {}
         self.crops: list[int] = []
-        object.__setattr__(inner, name, self)
-
-    def remove(self) -> None:
-        """Give the model its own method back."""
-        object.__delattr__(self._inner, self._name)
-        if self._own is not None:
-            object.__setattr__(self._inner, self._name, self._own)
+        self.remove = Override(inner, name, self).remove
 
     def __call__(self, image_features: Sequence[Tensor], *rest: Any, **named: Any) -> Any:
         """Join the crops ``[crops, patches, dim]`` of every image."""

@@ -6,6 +6,7 @@ Tiny tensors gain nothing from more threads.
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ if not torch.cuda.is_available():
     # kernels run in Triton's interpreter, which has to be chosen before anything imports Triton
     os.environ["TRITON_INTERPRET"] = "1"
 
+from earlytom.pipeline import VideoQA
 from tests.clip_families import CLIP_FAMILIES
 from tests.families import FAMILIES, Family
 from tests.image_families import IMAGE_FAMILIES
-from tests.matrix import FEW_PROMPTS, METHODS, REPRESENTATIVE
+from tests.matrix import FEW_PROMPTS, METHODS, MOST_PROMPTS, REPRESENTATIVE
+from tests.pipeline import checkpoint
+from tests.video import clips
 
 torch.set_num_threads(1)
 ALL_FAMILIES = [*FAMILIES, *CLIP_FAMILIES, *IMAGE_FAMILIES]
@@ -29,7 +33,8 @@ ALL_FAMILIES = [*FAMILIES, *CLIP_FAMILIES, *IMAGE_FAMILIES]
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """All but one family run a small part of the matrix, the rest of it when slow.
 
-    The number of tests would otherwise grow with families times methods. Methods that a family
+    That one runs all methods, some on fewer prompts and in one half precision. The number of tests
+    would otherwise grow with families times methods. Methods that a family
     refuses are left out (a test has them all). Families that are not ``core`` leave out other tests
     than the matrix too, which are written for inputs of LLaVA.
     """
@@ -37,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         family = params.get("family")
-        if not isinstance(family, Family) or family.whole_matrix:
+        if not isinstance(family, Family):
             continue
         if params.get("name") in METHODS and family.refuses(METHODS[params["name"]]):
             gone.add(item)
@@ -46,7 +51,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 gone.add(item)
             continue
         chosen = params.get("name", REPRESENTATIVE[0]) in REPRESENTATIVE
-        if not chosen or params.get("prompt", FEW_PROMPTS[0]) not in FEW_PROMPTS:
+        prompt = params.get("prompt")
+        if family.whole_matrix:
+            rest = prompt not in (None, *MOST_PROMPTS) or params.get("dtype") is torch.bfloat16
+            slow = rest and not chosen
+        else:
+            slow = not chosen or prompt not in (None, *FEW_PROMPTS)
+        if slow:
             item.add_marker(pytest.mark.slow)
     config.hook.pytest_deselected(items=[item for item in items if item in gone])
     items[:] = [item for item in items if item not in gone]
@@ -60,6 +71,23 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture(scope="module")
 def model(family: Family) -> nn.Module:
     return family.model()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA-OneVision checkpoint on disk: 16 patches and 4 tokens per frame."""
+    return checkpoint.build(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def qa(folder: Path) -> VideoQA:
+    return VideoQA.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with 60 frames in two seconds."""
+    return clips.write(tmp_path_factory.mktemp("video") / "clip.mp4", 60)
 
 
 @pytest.fixture(scope="module")

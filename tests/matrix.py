@@ -55,6 +55,8 @@ REPRESENTATIVE = (
     "compose-earlytom-holitom",
 )
 FEW_PROMPTS = ("one_video", "batch_mixed", "image_only")  # likewise
+# of the other methods on the family that runs all: the other prompts are parts of these
+MOST_PROMPTS = ("two_videos", "batch_mixed", "image_only")
 OFFICIAL = EarlyTom(
     policy="official", merge_layers=(1, 3), retention_ratio=0.25, tau=0.5, max_window=6
 )

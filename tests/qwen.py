@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from earlytom.method import Method
 from tests.families import BOS, IMAGE, PAD, TEXT, VIDEO, Family, build
 
 START, END = 103, 104
@@ -34,6 +35,12 @@ class QwenFamily(Family):
         seconds = 1.0 if self.name == "qwen2_5_vl" else None
         stamps = self.name == "qwen3_vl"
         return qwen_inputs(prompts, seed=seed, stamps=stamps, seconds=seconds, **kw)
+
+    def refuses(self, method: Method) -> bool:
+        """Whether ``method`` acts on single patches, or renumbers several axes inside."""
+        reduces = bool(method.reduce_layers(6)) or method.encoder_grid((3, 4)) is not None
+        renumbers = bool(method.inner_points(4)) and method.inner_positions == "renumber"
+        return reduces or method.reuse_layer(6) is not None or renumbers
 
     def videos(self, inputs: dict[str, Any]) -> int:
         return len(inputs["video_grid_thw"])

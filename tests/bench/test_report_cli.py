@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from earlytom.cli import app
-from tests.bench.synthetic import first_right, run, store
+from tests.bench.synthetic import first_right, questions, run, store
 
 
 @pytest.fixture
@@ -85,3 +85,33 @@ def test_missing_extra(folder, monkeypatch, module, option):
     assert option in result.stderr
     assert not (folder / "report.md").exists()
     assert call(folder, option).exit_code == 0
+
+
+def test_another_model_family_has_a_report_of_its_own(folder):
+    fewer = questions(clips=30)
+    other = [
+        run("full", 1.0, [1] * 180, model="tiny-q", columns=fewer),
+        run("evs", 0.1, [1] * 90 + [0] * 90, model="tiny-q", columns=fewer),
+    ]
+    for record in other:
+        record["model"]["family"] = "qwen2_5_vl"
+    store(folder, *other)
+    result = call(folder, "--highlight", "holitom", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert {c["label"] for c in data["cells"]} == {
+        "full",
+        "earlytom-official",
+        "holitom",
+        "prumerge",
+    }
+    assert data["other_families"]["qwen2_5_vl"]["labels"] == ["evs"]
+    page = (folder / "report.md").read_text()
+    assert "## Another model family: qwen2_5_vl" in page
+    assert "| evs | **50.0** |" in page
+    own = (folder / "qwen2_5_vl" / "report.md").read_text()
+    assert "evs" in own
+    assert "holitom" not in own
+    assert (folder / "qwen2_5_vl" / "accuracy-retention.png").is_file()
+    shown = call(folder, "--no-plots", "--no-html").stdout
+    assert "split standard, qwen2_5_vl" in shown

@@ -17,7 +17,7 @@ import torch
 import earlytom
 from earlytom import models, registry
 from earlytom.pipeline import VideoQA
-from earlytom.tiny import make_clip, write_video
+from earlytom.tiny import make_clip
 from tests.docs.blocks import ROOT, all_blocks
 
 PYTHON = [b for b in all_blocks() if b.kind == "python"]
@@ -28,13 +28,6 @@ SLOW = {"docs/tiny-model.md"}
 @pytest.fixture(scope="module")
 def qa() -> VideoQA:
     return VideoQA.load(device="cpu")
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    write_video(path, seed=7)
-    return path
 
 
 @pytest.fixture

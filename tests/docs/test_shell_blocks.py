@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 
 from earlytom.cli import app
 from earlytom.integrations.lmms_eval import parse_options
-from earlytom.tiny import write_video
 from tests.docs.blocks import ROOT, Block, all_blocks
 
 SHELL = [b for b in all_blocks() if b.kind in ("bash", "sh", "text", "")]
@@ -121,13 +120,6 @@ def sequences() -> list[Any]:
         pytest.param(todo, id=page, marks=[pytest.mark.slow] if slow else [])
         for (page, slow), todo in pages.items()
     ]
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    write_video(path, seed=7)
-    return path
 
 
 @pytest.mark.parametrize("todo", sequences())

@@ -15,10 +15,9 @@ from earlytom.hf.chunked import ChunkedForward
 from earlytom.method import Method
 from earlytom.models import find_adapter
 from tests.clip_families import CLIP_FAMILIES
-from tests.families import FAMILIES, PROMPTS, Family, forward, generate
+from tests.families import FAMILIES, PROMPTS, Family, forward, generate, own_attributes
 from tests.image_families import IMAGE_FAMILIES
 from tests.matrix import FEW_PROMPTS, METHODS
-from tests.packed.conftest import refused
 from tests.qwen import CONFIG, QwenFamily
 from tests.toys import IDENTITY
 
@@ -44,9 +43,7 @@ def owner(request: pytest.FixtureRequest) -> Family:
 
 
 def allowed(owner: Family, method: Method | None) -> bool:
-    if method is None:
-        return True
-    return not (owner.refuses(method) or (isinstance(owner, QwenFamily) and refused(method)))
+    return method is None or not owner.refuses(method)
 
 
 def decisions(model: nn.Module) -> list[Any]:
@@ -146,16 +143,13 @@ def test_no_module_of_the_encoder_sees_more_than_a_chunk(
 
 
 def test_restore_leaves_no_trace(owner: Family, subject: nn.Module) -> None:
-    def private() -> list[tuple[str, list[str]]]:
-        return [(name, sorted(module.__dict__)) for name, module in subject.named_modules()]
-
     inputs = owner.inputs(PROMPTS["one_video"])
-    logits, before = forward(subject, inputs).logits, private()
+    logits, before = forward(subject, inputs).logits, own_attributes(subject)
     earlytom.compress(subject, METHODS["earlytom-budget"], frames_per_chunk=2)
     forward(subject, inputs)
-    assert private() != before
+    assert own_attributes(subject) != before
     earlytom.restore(subject)
-    assert private() == before
+    assert own_attributes(subject) == before
     assert torch.equal(forward(subject, inputs).logits, logits)
 
 

@@ -6,8 +6,6 @@ from earlytom.inspect import inspect_video
 from earlytom.pipeline import VideoQA
 from earlytom.video import load_video
 from tests.matrix import METHODS
-from tests.pipeline import checkpoint
-from tests.video import clips
 
 QUESTION = 'what <b>moves</b> & "first" </title></style></script><script>alert(1)</script>'
 SHOWN = (
@@ -40,17 +38,6 @@ SHOWN = (
     "compose-tome-fastv",
     "compose-earlytom-holitom",
 )
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """A random LLaVA-OneVision checkpoint on disk: 16 patches and 4 tokens per frame."""
-    return checkpoint.build(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory):
-    return clips.write(tmp_path_factory.mktemp("video") / "clip.mp4", 60)
 
 
 @pytest.fixture(scope="session")

@@ -173,13 +173,13 @@ def test_hand_written_decode_loop(family: Family, model: nn.Module, name: str) -
 def test_gradients_with_and_without_checkpointing(family: Family) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    if "__call__" in vars(GradientCheckpointingLayer):
+        pytest.skip("this transformers recomputes module hooks inside the checkpoint")
     model, inputs = family.model().train(), inputs_of(family, "batch_padded")
     labels = inputs["input_ids"].clone()
     labels[(labels == VIDEO) | (inputs["attention_mask"] == 0)] = -100
     grads = []
     for checkpointing in (False, True):
-        if checkpointing and "__call__" in vars(GradientCheckpointingLayer):
-            break  # this transformers recomputes module hooks inside the checkpoint
         if checkpointing:
             model.gradient_checkpointing_enable()
         with OUTER(model):

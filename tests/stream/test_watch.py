@@ -13,12 +13,6 @@ from tests.stream.clips import QUESTION
 from tests.video import clips
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """60 frames in two seconds."""
-    return clips.write(tmp_path_factory.mktemp("watch") / "clip.mp4", 60)
-
-
 def run(*args):
     return CliRunner().invoke(app, ["watch", *(str(a) for a in args)])
 

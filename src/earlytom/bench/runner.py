@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from earlytom.checks import check_choice, check_ratio
 from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.method import POSITIONS
 from earlytom.tiny import weights_path
+from earlytom.tiny.config import DEFAULT_ARCH
 
 RATIOS = (0.25, 0.2, 0.15, 0.1, 0.05)
 TIMED_CLIPS = 4  # of a split
@@ -221,7 +223,7 @@ def _give_up(
 
 # ---------------------------------------------------------------------- the model
 def describe_model(folder: Path, given: Path | None) -> dict[str, Any]:
-    """Return name, path, hash and origin of the weights of a model folder.
+    """Return name, family, path, hash and origin of the weights of a model folder.
 
     Raises:
         ConfigError: not a model folder.
@@ -232,7 +234,9 @@ def describe_model(folder: Path, given: Path | None) -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in (folder / "config.json", *weights):
         digest.update(path.read_bytes())
-    name, origin = folder.resolve().name, "unknown"
+    name, origin, kind = folder.resolve().name, "unknown", DEFAULT_ARCH
+    with contextlib.suppress(ValueError, AttributeError):  # loading will say what is wrong with it
+        kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type", kind)
     recipe = folder / "training.json"
     if recipe.is_file():
         try:
@@ -243,7 +247,8 @@ def describe_model(folder: Path, given: Path | None) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             pass  # not a recipe of ours
     shown = "shipped" if given is None else str(given)
-    return {"name": name, "path": shown, "weights": origin, "sha256": digest.hexdigest()}
+    about = {"name": name, "family": kind, "path": shown, "weights": origin}
+    return about | {"sha256": digest.hexdigest()}
 
 
 def _check_tiny(model: Any, folder: Path) -> None:

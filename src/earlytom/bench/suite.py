@@ -17,17 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earlytom.errors import ConfigError
-from earlytom.tiny.clips import render_segments
-from earlytom.tiny.composer import ShotPool, compose
+from earlytom.tiny.clips import draw_pool, render_segments
+from earlytom.tiny.composer import compose
 from earlytom.tiny.facts import Segment, gather_facts
 from earlytom.tiny.questions import ANSWERS, TYPES, Question, QuestionWriter
-from earlytom.tiny.world import SHAPES, SHOT_FRAMES, Shot, make_shot
+from earlytom.tiny.world import SHAPES, Shot
 
 _STREAM = 7919  # first word of all held-out seeds; the second tells the splits apart
-_POOL = 32
 _TRIES = 4  # clips drawn for every clip taken
 _SLACK = 1.25  # how far above its share an answer may be
-_LEAST = 4  # shots of each object count in a pool
 _SHAKE = 4  # pixels, the most that the renderer's margin allows
 _SMALL = 17  # pixels; the world draws 20 to 28
 _BRIEF = 16  # of the 64 frames of a shot, so 4 to 16 frames of a clip
@@ -250,15 +248,9 @@ def _possible(split: Split, kind: str) -> int:
 def _plan(split: Split, seed: int, number: int) -> tuple[list[Segment], Sequence[Question]]:
     """Clip ``number`` of a split and all questions about it that the split may ask."""
     rng = np.random.default_rng((_STREAM, split.stream, seed, number))
-    drawn: list[Shot] = []
-    have: Counter[int] = Counter()
-    while len(drawn) < _POOL or min(have[n] for n in range(1, 5)) < _LEAST:
-        shot = make_shot(rng, max(SHOT_FRAMES, split.frames))
-        if split.change(rng, shot):
-            drawn.append(shot)
-            have[len(shot.things)] += 1
+    pool = draw_pool(rng, split.frames, split.change)
     shots = int(rng.integers(split.shots[0], split.shots[1] + 1))
     limits = (split.shots[1], split.shortest)
-    segments = compose(rng, ShotPool(drawn), split.frames, shots, limits)
+    segments = compose(rng, pool, split.frames, shots, limits)
     every = QuestionWriter(rng, segments).write()
     return segments, [q for q in every if q.type in split.types]

@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def run_jobs(folder: Path, jobs: Iterable[Job], workers: int) -> Iterator[Done]:
             if child not in others:
                 child.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(e, RuntimeError):  # BrokenProcessPool
+        if isinstance(e, BrokenProcessPool):
             raise ResultError(f"a worker process died: {e}") from e
         raise
 

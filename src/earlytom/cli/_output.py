@@ -14,6 +14,8 @@ from rich.table import Table
 from earlytom.errors import EarlyTomError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
     from earlytom.pipeline import Answer
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,6 +38,21 @@ def console() -> Console:
 def progress_console() -> Console:
     """Return the console of progress and errors (stderr)."""
     return Console(stderr=True, highlight=False)
+
+
+def progress_bars(width: int, *more: ProgressColumn) -> Progress:
+    """Return bars with a description of ``width`` characters, counts and the time that is left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    return Bars(
+        TextColumn(f"{{task.description:<{width}}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        *more,
+        console=progress_console(),
+    )
 
 
 def guarded(command: F) -> F:

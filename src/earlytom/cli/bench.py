@@ -9,7 +9,7 @@ import typer
 
 from earlytom.cli import _options as opt
 from earlytom.cli._lists import names, numbers, whole_numbers
-from earlytom.cli._output import console, emit, guarded, progress_console, quiet
+from earlytom.cli._output import console, emit, guarded, progress_bars, quiet
 from earlytom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,8 +67,6 @@ def bench(
 ) -> None:
     """Time the full model and every method in turn, in one process."""
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
     from rich.table import Table
 
     from earlytom.bench.speed import paper as published
@@ -95,8 +93,7 @@ def bench(
         new_tokens=new_tokens,
         nvtx=nvtx,
     )
-    columns = TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), Remaining()
-    with Progress(*columns, console=progress_console()) as bars:
+    with progress_bars(24) as bars:
         task = bars.add_task("load", total=None)
         data = run_speed(
             plan,

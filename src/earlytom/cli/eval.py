@@ -10,7 +10,7 @@ import typer
 
 from earlytom.cli import _options as opt
 from earlytom.cli._lists import names, numbers
-from earlytom.cli._output import console, emit, guarded, progress_console, quiet
+from earlytom.cli._output import console, emit, guarded, progress_bars, quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,8 +53,6 @@ def evaluate(
 
     Finished runs are kept: the same command goes on where it was interrupted.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
 
     from earlytom.bench.runner import Plan, compare
     from earlytom.bench.suite import SPLITS
@@ -71,13 +69,7 @@ def evaluate(
         positions=positions,
         workers=workers,
     )
-    columns = (
-        TextColumn("{task.description:<16}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Remaining(),
-    )
-    with Progress(*columns, console=progress_console()) as bars:
+    with progress_bars(16) as bars:
         runs, clips = bars.add_task("runs", total=None), bars.add_task("clips", total=None)
 
         def show(split: str, done: int, total: int, seen: int, of: int) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from earlytom.cli import _options as opt
 from earlytom.cli._output import console, emit, guarded
+
+if TYPE_CHECKING:
+    from earlytom.bench.report import Summary
 
 
 @guarded
@@ -39,10 +42,11 @@ def report(
 ) -> None:
     """Compare the runs of a benchmark: report.md, pictures, leaderboard.html, summary.json.
 
+    Model families other than that of the shipped model get a folder of their own with the same.
+
     Results of `earlytom bench --out` in the same folder become speed.md and pictures.
     """
-    from earlytom.bench.report import FORMATS, Summary, load_runs, summarise, write_report
-    from earlytom.bench.report import text as said
+    from earlytom.bench.report import FORMATS, by_family, load_runs, summarise, write_report
     from earlytom.bench.report.speed import load_speed, write_speed
 
     speed = load_speed(folder)
@@ -50,24 +54,42 @@ def report(
         files = [str(p) for p in write_speed(speed, folder if out is None else out, None, plots)]
         return emit({"files": files}) if as_json else typer.echo("\n".join(files))
     runs, skipped = load_runs(folder, skip_bad=skip_bad)
-    summary: Summary = summarise(
-        runs,
-        reference=reference,
-        main_split=split,
-        type_ratio=type_ratio,
-        highlight=highlight or (),
-        resamples=resamples,
-        skipped=skipped,
-    )
+    settings: dict[str, Any] = {
+        "reference": reference,
+        "main_split": split,
+        "type_ratio": type_ratio,
+        "resamples": resamples,
+    }
+    (_, own), *rest = by_family(runs).items()
+    summary = summarise(own, highlight=highlight or (), skipped=skipped, **settings)
+    families = {
+        family: summarise(
+            some, highlight=[h for h in highlight or () if h in {r.label for r in some}], **settings
+        )
+        for family, some in rest
+    }
     unwanted = {name for name, wanted in (("plots", plots), ("html", html)) if not wanted}
     written = write_report(
-        summary, folder if out is None else out, [f for f in FORMATS if f not in unwanted]
+        summary, folder if out is None else out, [f for f in FORMATS if f not in unwanted], families
     )
     written += write_speed(speed, folder if out is None else out, summary, plots)
     if as_json:
-        return emit({**summary.to_dict(), "files": [str(p) for p in written]})
+        others = {family: other.to_dict() for family, other in families.items()}
+        files = [str(p) for p in written]
+        return emit({**summary.to_dict(), "other_families": others, "files": files})
     for warning in summary.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    _show(summary, "")
+    for family, other in families.items():
+        _show(other, f", {family}")
+    for path in written:
+        typer.echo(str(path))
+    return None
+
+
+def _show(summary: Summary, of: str) -> None:
+    from earlytom.bench.report import text as said
+
     table = Table("method", box=None, pad_edge=False)
     for ratio in summary.ratios:
         table.add_column(said.ratio_text(ratio), justify="right")
@@ -83,12 +105,9 @@ def report(
                 row.append(f"{said.mark(cell)} {said.percent(cell.score)}".strip())
         table.add_row(label, *row)
     shared = console()
-    shared.print(f"Accuracy, % of the full model's, split {summary.main_split}")
+    shared.print(f"Accuracy, % of the full model's, split {summary.main_split}{of}")
     shared.print(table)
     if summary.reference in summary.labels:
         shared.print(
             f"{said.BETTER} / {said.WORSE}: significantly better / worse than {summary.reference}"
         )
-    for path in written:
-        typer.echo(str(path))
-    return None

@@ -8,28 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from earlytom.cli import _options as opt
-from earlytom.cli._output import console, emit, guarded, progress_console, quiet
+from earlytom.cli._output import console, emit, guarded, progress_bars, quiet
 from earlytom.errors import ConfigError
 from earlytom.tiny.config import ARCHITECTURES, DEFAULT_ARCH, TrainConfig
 
 app = typer.Typer(no_args_is_help=True, help="Train, evaluate and feed the built-in tiny model.")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout and nothing else.")]
-
 
 def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<16}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=progress_console(),
-    )
+    return progress_bars(16, TextColumn("{task.fields[note]}"))
 
 
 @app.command()
@@ -49,7 +40,7 @@ def train(
     save_seconds: Annotated[
         float, typer.Option(min=0, help="Seconds between checkpoints.")
     ] = TrainConfig.save_seconds,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Train a tiny model from scratch (about 1.5 hours on two CPU cores at scale 1)."""
     from earlytom.tiny import TrainingInterrupted
@@ -97,7 +88,7 @@ def evaluate(
     policy: opt.Policy = None,
     positions: opt.Positions = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Measure the accuracy on held-out clips, by question type, with or without a method."""
     import torch
@@ -153,7 +144,7 @@ def make_video(
     shots: Annotated[int | None, typer.Option(help="Number of shots; default: drawn.")] = None,
     fps: Annotated[int, typer.Option(help="Video frames per second.")] = 24,
     hold: Annotated[int, typer.Option(help="Video frames per clip frame.")] = 6,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Write a clip as MP4 and its questions with answers as JSON."""
     from earlytom.tiny import write_video
@@ -176,7 +167,7 @@ def lmms_task(
     questions: Annotated[int, typer.Option(min=1, help="At most this many per video.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first clip.")] = 0,
     frames: Annotated[int, typer.Option(help="Clip frames: 4, 8, 16 or 32.")] = 16,
-    as_json: AsJson = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Write generated videos and two lmms-eval tasks about them (see docs/lmms-eval.md)."""
     from earlytom.tiny import write_lmms_task

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from earlytom.cli import _options as opt
-from earlytom.cli._output import console, emit, guarded, progress_console, quiet
+from earlytom.cli._output import console, emit, guarded, progress_bars, quiet
 from earlytom.errors import ConfigError
 
 
@@ -82,7 +81,7 @@ def tune(
         resamples=resamples,
     )
     quiet()
-    with _bars() as bars:
+    with progress_bars(14) as bars:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -111,16 +110,6 @@ def _single(values: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
         if len(several) != 1:
             raise ConfigError(f"--set takes one value, got {len(several)} for {name}; use --grid")
     return {name: several[0] for name, several in values.items()}
-
-
-def _bars() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=progress_console(),
-    )
 
 
 def _show(result: dict[str, Any], out: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from earlytom.tiny.composer import ShotPool, compose
 from earlytom.tiny.facts import Segment
 from earlytom.tiny.questions import Question, QuestionWriter
 from earlytom.tiny.render import render
-from earlytom.tiny.world import SHOT_FRAMES, make_shot
+from earlytom.tiny.world import SHOT_FRAMES, Shot, make_shot
 
 _STREAM = 7919  # separates clip seeds from the seeds of training data
 _POOL = 32
@@ -33,6 +35,22 @@ class Clip:
     shots: int = 1
 
 
+def draw_pool(
+    rng: np.random.Generator,
+    num_frames: int,
+    usable: Callable[[np.random.Generator, Shot], bool] = lambda rng, shot: True,
+) -> ShotPool:
+    """Shots for a clip, some with every number of objects; ``usable`` may change or refuse them."""
+    drawn: list[Shot] = []
+    have: Counter[int] = Counter()
+    while len(drawn) < _POOL or min(have[n] for n in range(1, 5)) < _LEAST:
+        shot = make_shot(rng, max(SHOT_FRAMES, num_frames))
+        if usable(rng, shot):
+            drawn.append(shot)
+            have[len(shot.things)] += 1
+    return ShotPool(drawn)
+
+
 def plan_clip(
     seed: int, num_frames: int = 16, shots: int | None = None
 ) -> tuple[list[Segment], list[Question]]:
@@ -40,11 +58,7 @@ def plan_clip(
     if seed < 0:
         raise ConfigError(f"seed must not be negative, got {seed}")
     rng = np.random.default_rng((_STREAM, seed))
-    length = max(SHOT_FRAMES, num_frames)
-    drawn = [make_shot(rng, length) for _ in range(_POOL)]
-    while min(sum(len(s.things) == n for s in drawn) for n in range(1, 5)) < _LEAST:
-        drawn.append(make_shot(rng, length))
-    segments = compose(rng, ShotPool(drawn), num_frames, shots)
+    segments = compose(rng, draw_pool(rng, num_frames), num_frames, shots)
     return segments, QuestionWriter(rng, segments).write()
 
 

@@ -12,7 +12,6 @@ from earlytom.tiny.facts import Segment
 from earlytom.tiny.questions import Question
 from earlytom.tiny.world import Shot
 
-MAX_SHOTS = 4
 FRAME_COUNTS = (4, 8, 16, 32)
 _BASE_GAP = 45.0  # RGB distance between the backgrounds of a clip
 _TRIES = 14

@@ -65,14 +65,18 @@ class _Asker:
         first = next(model.parameters())
         self.device, self.dtype = first.device, first.dtype
 
+    def pixels(self, segments: list[Segment]) -> Tensor:
+        """What the model is shown ``[T, 3, H, W]``."""
+        return normalise(render_segments(segments)).to(self.device, self.dtype)
+
     def watch(self, segments: list[Segment]) -> _Watched:
         """The cache after the video."""
-        pixels = normalise(render_segments(segments)).to(self.device, self.dtype)
+        pixels = self.pixels(segments)
         ids = torch.tensor([self.arch.prefix_ids(len(pixels))], device=self.device)
         out = self.model(**self.arch.inputs(pixels[None], ids), use_cache=True, logits_to_keep=1)
         return _Watched(out.past_key_values, len(pixels))
 
-    def ask(self, video: _Watched | list[Segment], question: Question) -> bool:
+    def ask(self, video: _Watched | Tensor, question: Question) -> bool:
         """Whether the likeliest candidate is the answer.
 
         The question follows a cached video, which stays as it is, or goes with the video into one
@@ -89,8 +93,7 @@ class _Asker:
         )
         return _best(out.logits[0, -1], question) == question.answer
 
-    def _ask_whole(self, segments: list[Segment], question: Question) -> bool:
-        pixels = normalise(render_segments(segments)).to(self.device, self.dtype)
+    def _ask_whole(self, pixels: Tensor, question: Question) -> bool:
         row = [*self.arch.prefix_ids(len(pixels)), *encode(question.question), ASSISTANT_ID]
         ids = torch.tensor([row], device=self.device)
         out = self.model(**self.arch.inputs(pixels[None], ids), logits_to_keep=1)
@@ -133,12 +136,12 @@ def evaluate(
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     wrong_right = wrong_asked = 0
-    previous: _Watched | list[Segment] | None = None
+    previous: _Watched | Tensor | None = None
     was_training = model.training
     model.eval()
     with context():
         for done, plan in enumerate(plans):
-            video = plan.segments if whole_prompt else asker.watch(plan.segments)
+            video = (asker.pixels if whole_prompt else asker.watch)(plan.segments)
             for question in plan.questions:
                 asked[question.type] += 1
                 right[question.type] += asker.ask(video, question)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from earlytom.files import atomic_write
 from earlytom.tiny.architecture import architecture_of
 from earlytom.tiny.assets import generation_config, save_assets
 from earlytom.tiny.card import write_card
@@ -37,10 +34,3 @@ def publish(model: Any, out: Path, recipe: dict[str, Any]) -> None:
         for file in sorted(folder.iterdir()):
             os.replace(file, out / file.name)
     write_card(out)
-
-
-def copy_weights(source: Path, target: Path) -> None:
-    """Copy a published folder without its checkpoints."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.startswith("."):
-            atomic_write(target / file.name, partial(shutil.copyfile, file))

@@ -38,9 +38,18 @@ def test_accuracy_joins_where_model_and_methods_are_the_same(data, tmp_path) -> 
     names = {p.name for p in write_speed(load_speed(tmp_path), tmp_path, Known())}
     assert sum(n.startswith("accuracy-speed-") for n in names) == 2  # PNG and SVG
     random = data | {"model": {"name": "tiny", "weights": "random"}}
-    save(random, tmp_path)
-    names = {p.name for p in write_speed(load_speed(tmp_path), tmp_path, Known())}
+    elsewhere = tmp_path / "random"
+    save(random, elsewhere)
+    names = {p.name for p in write_speed(load_speed(elsewhere), elsewhere, Known())}
     assert not any(n.startswith("accuracy-speed-") for n in names)
+
+
+def test_results_of_other_weights_and_schedules_lie_side_by_side(data, tmp_path) -> None:
+    random = data | {"model": {"name": "tiny", "weights": "random"}}
+    planned = data | {"schedule": {"frames": [6, 4], "layers": None}}
+    named = data | {"model": {"name": "llava-onevision-7b", "weights": "random"}}
+    names = [save(d, tmp_path).stem.split("_sdpa") for d in (data, random, planned, named)]
+    assert [end for _, end in names] == ["", "_random", "_schedule_6_4", ""]
 
 
 def test_a_folder_of_speed_results_only(data, tmp_path) -> None:

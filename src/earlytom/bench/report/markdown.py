@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from earlytom.bench.report import text
 from earlytom.bench.report.runs import FULL
@@ -13,12 +14,17 @@ from earlytom.bench.table import markdown_table
 Show = Callable[[Cell], str]
 
 
-def render_markdown(summary: Summary, pictures: Sequence[str] = ()) -> str:
+def render_markdown(
+    summary: Summary,
+    pictures: Sequence[str] = (),
+    others: Mapping[str, Summary] = MappingProxyType({}),
+) -> str:
     """Return the report as GitHub-flavoured Markdown.
 
     Args:
         summary: what to show.
         pictures: file names of plots, relative to the report.
+        others: of other model families, whose own reports lie in folders of their names.
     """
     page = _Page(summary)
     page.head()
@@ -26,6 +32,8 @@ def render_markdown(summary: Summary, pictures: Sequence[str] = ()) -> str:
     for ratio in summary.ratios:
         page.ratio_table(ratio)
     page.checkpoints()
+    for family, other in others.items():
+        page.family_table(family, other)
     for split in summary.splits:
         page.split_table(split)
     page.type_table()
@@ -147,6 +155,21 @@ class _Page:
             rows.append([_name(s, label), *(self.put(c, _spread) for c in cells)])
         self.table(["method", *map(text.ratio_text, s.ratios)], rows)
 
+    def family_table(self, family: str, other: Summary) -> None:
+        self.add(f"## Another model family: {_safe(family)}", "")
+        self.add(*(f"- {_safe(line)}" for line in text.model_lines(other)))
+        self.add(*(f"- {_safe(line)}" for line in text.split_lines(other)), "")
+        full = other.full(other.main_split)
+        if full and full.accuracy:
+            said = f"{text.interval(full.accuracy)} % of the questions right without compression."
+            self.add(f"Per cent of that, split {_safe(other.main_split)}; {said}")
+        self.add(f"Intervals and everything else: [report]({family}/report.md).", "")
+        rows = []
+        for label in other.labels:
+            cells = [other.cell(other.main_split, label, r) for r in other.ratios]
+            rows.append([_name(other, label), *(_score(other, c) for c in cells)])
+        self.table(["method", *map(text.ratio_text, other.ratios)], rows)
+
     def split_table(self, split: Split) -> None:
         s = self.summary
         self.add(f"## Split {_safe(split.name)}", "")
@@ -261,3 +284,10 @@ def _safe(line: str) -> str:
 def _code(line: str) -> str:
     """The same as a code span."""
     return "`" + " ".join(line.replace("`", "'").replace("|", "\\|").split()) + "`"
+
+
+def _score(summary: Summary, cell: Cell | None) -> str:
+    if cell is None or cell.score is None:
+        return text.DASH if cell is None or cell.status == "done" else "unreachable"
+    best = bool(cell.rank) and cell.score == summary.best(cell.split, cell.ratio)
+    return _bold(text.percent(cell.score), best)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earlytom.errors import ResultError
+from earlytom.tiny.config import DEFAULT_ARCH
 
 SCHEMA = 1
 FULL = "full"
@@ -74,6 +75,11 @@ class Run:
         return str(self.model["name"])
 
     @property
+    def family(self) -> str:
+        """Model type of the checkpoint; runs that name none are older than the second one."""
+        return str(self.model.get("family", DEFAULT_ARCH))
+
+    @property
     def key(self) -> tuple[str, str, str, float]:
         """(checkpoint, split, label, ratio): unique in a folder."""
         return self.checkpoint, self.split, self.label, self.ratio
@@ -87,7 +93,8 @@ def load_runs(folder: Path, *, skip_bad: bool = False) -> tuple[list[Run], list[
 
     Raises:
         ResultError: no run files; or, without ``skip_bad``, a file that is broken, is not a run,
-            repeats another run, or asked other questions than the first run of its split.
+            repeats another run, or asked other questions than the first run of its model family
+            and split.
     """
     if not folder.is_dir():
         raise ResultError(f"no such folder: {folder}")
@@ -101,7 +108,7 @@ def load_runs(folder: Path, *, skip_bad: bool = False) -> tuple[list[Run], list[
     runs: list[Run] = []
     skipped: list[str] = []
     seen: dict[tuple[str, str, str, float], Run] = {}
-    first: dict[str, Run] = {}
+    first: dict[tuple[str, str], Run] = {}
     for file in files:
         try:
             run = read_run(file)
@@ -114,17 +121,23 @@ def load_runs(folder: Path, *, skip_bad: bool = False) -> tuple[list[Run], list[
         runs.append(run)
         seen[run.key] = run
         if run.questions is not None:
-            first.setdefault(run.split, run)
+            first.setdefault((run.family, run.split), run)
     if not runs:
         raise ResultError(f"no usable run file in {folder}: {skipped[0]}")
     return runs, skipped
 
 
-def _check_fits(run: Run, seen: Mapping[Any, Run], first: Mapping[str, Run]) -> None:
+def by_family(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs of every model family; the one that the package ships comes first."""
+    families = sorted({r.family for r in runs}, key=lambda f: (f != DEFAULT_ARCH, f))
+    return {name: [r for r in runs if r.family == name] for name in families}
+
+
+def _check_fits(run: Run, seen: Mapping[Any, Run], first: Mapping[tuple[str, str], Run]) -> None:
     twin = seen.get(run.key)
     if twin is not None:
         raise ResultError(f"{run.file}: the same run as {twin.file}")
-    head = first.get(run.split)
+    head = first.get((run.family, run.split))
     if run.questions is None or head is None or head.questions is None:
         return
     if (run.seed, run.frames) != (head.seed, head.frames) or not run.questions.same_as(

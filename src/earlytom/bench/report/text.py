@@ -74,11 +74,6 @@ def milliseconds(seconds: float | None) -> str:
     return DASH if seconds is None else f"{1000 * seconds:.1f}"
 
 
-def gigaflops(flops: float | None) -> str:
-    """Format an operation count in 10^9."""
-    return DASH if flops is None else f"{flops / 1e9:.2f}"
-
-
 def threads(number: Any) -> str:
     """Format a number of CPU threads."""
     return f"{number} thread" + ("" if number == 1 else "s")

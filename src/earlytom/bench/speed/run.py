@@ -13,6 +13,7 @@ import torch
 
 from earlytom.bench.environment import environment
 from earlytom.bench.records import quartiles
+from earlytom.bench.speed.architectures import ARCHITECTURES
 from earlytom.bench.speed.cases import Schedule, cases
 from earlytom.bench.speed.measure import Measured, measure
 from earlytom.bench.speed.tables import SCHEMA, STAGES
@@ -171,7 +172,7 @@ def save(data: dict[str, Any], folder: Path) -> Path:
 
     The name holds what was run and on what, so that results of several machines lie side by side.
     """
-    around = data["environment"]
+    around, schedule = data["environment"], data["schedule"]
     where = "".join(c if c.isalnum() else "-" for c in around["device"].lower())
     parts = [
         Path(data["model"]["name"]).name,
@@ -181,6 +182,10 @@ def save(data: dict[str, Any], folder: Path) -> Path:
         around["dtype"],
         around["attention"],
     ]
+    if data["model"]["weights"] == "random" and data["model"]["name"] not in ARCHITECTURES:
+        parts.append("random")  # a trained model whose weights were drawn anew
+    if schedule is not None:
+        parts += ["schedule", *(str(n) for n in schedule["frames"])]
     path = folder / "speed" / f"{'_'.join(parts)}.json"
     write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
     return path

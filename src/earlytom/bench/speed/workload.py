@@ -115,8 +115,6 @@ def workload(
     """
     from earlytom.pipeline.loading import load_model, shipped_model
 
-    if batch < 1 or (frames is not None and frames < 1):
-        raise ConfigError(f"frames and batch must be at least 1, got {frames} and {batch}")
     usual, weights = 32, "random"
     if named and source != "tiny":
         arch = architecture(source)

@@ -146,7 +146,8 @@ class Method:
         """Stage I: decide the merge at merge point number ``point`` (0-based).
 
         Args:
-            hidden: ``[frames, patches, dim]`` of one video, after the layer of this point.
+            hidden: ``[frames, patches, dim]`` of one video, after the layer of this point. Valid
+                during the call: merging may write over it, so copy what is to be kept.
             state: the video so far; ``state.received`` already holds this layer's attention if
                 this is the score layer.
             point: index into ``merge_points``.
@@ -155,7 +156,10 @@ class Method:
         return None
 
     def finish_frames(self, hidden: Tensor, state: VideoState, point: int) -> None:
-        """Look at the merged frames ``[N, patches, dim]`` after point ``point``; may set groups."""
+        """Look at the merged frames ``[N, patches, dim]`` after point ``point``; may set groups.
+
+        ``hidden`` is valid during the call, as in :meth:`merge_frames`.
+        """
 
     def fixed_merges(
         self, n_frames: int, tokens_per_frame: int, n_layers: int

@@ -50,7 +50,7 @@ def test_every_contender_answers_as_in_plain_calls(examiner):
                     logits = examiner.ask(e.method).logits
                     assert torch.allclose(logits, plain[e], atol=2e-3, rtol=0), e.label
                     seen[e.label, e.retention_ratio] = logits
-    assert examiner.replay.hits > 1000
+    assert examiner.replay.hits > 500
     assert not torch.equal(seen["evs", 0.25], seen["evs", 0.1])
     assert active_method(examiner.model) is None
 

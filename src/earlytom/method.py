@@ -236,6 +236,10 @@ class Method:
         """Encoder layer from which on only fresh patches are computed, or None."""
         return None
 
+    def without_reuse(self) -> Method | None:
+        """Return what is left of the method without reuse of patches; None: it has none."""
+        return None
+
     def fresh_patches(self, hidden: Tensor, n_layers: int) -> Tensor:
         """Mark the patches of one video that go on being computed.
 

@@ -16,7 +16,7 @@ from tests.docs import serving
 ROOT = Path(__file__).parents[2]
 DOCS, RESULTS = ROOT / "docs", ROOT / "results"
 SPEED = "tiny_16f_b1_cpu_float32_sdpa"
-OURS = ("afterimage", "earlytom-budget")  # not as their authors published them
+OURS = ("afterimage", "afterimage-tokens", "earlytom-budget")  # not as their authors published them
 LOSSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 Cell = dict[str, Any]
 

@@ -11,9 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from earlytom import EarlyTom
+from earlytom.cli import app
 from earlytom.errors import ConfigError, UnsupportedModelError, VideoError
+from earlytom.hf.api import fitted
+from earlytom.methods import Afterimage
 from earlytom.pipeline import VideoQA
 from earlytom.preprocess import PatchConfig, Preprocessor, patchify_video
 from earlytom.video import Video, load_video
@@ -142,6 +146,23 @@ def test_seconds_stay_exact_in_half_precision(qwen: Path) -> None:
     assert (seconds is not None) == (own.model_type == "qwen2_5_vl")
     if seconds is not None:
         assert seconds.item() == pytest.approx(0.999, abs=1e-6)
+
+
+@pytest.mark.parametrize("command", ["ask", "inspect"])
+def test_the_default_method_suits_packed_towers(qwen: Path, clip: Path, command: str) -> None:
+    words = [command, str(clip), "what is it?", "--model", str(qwen), "--frames", "8", "--json"]
+    result = CliRunner().invoke(app, [*words, "--max-new-tokens", "2", "--retention-ratio", "0.5"])
+    assert result.exit_code == 0, result.output
+    note = "note: this encoder cannot reuse patches, afterimage computes all of them\n"
+    assert note in result.stderr
+    json.loads(result.stdout)
+    qa = VideoQA.load(qwen, device="cpu")
+    with pytest.raises(
+        UnsupportedModelError, match=r"not possible in .* \(set encoder_budget to 1\)"
+    ):
+        qa.ask(clip, "what is it?", Afterimage(), frames=8)
+    assert fitted(EarlyTom(), qa.model) == EarlyTom()
+    assert fitted(Afterimage(), qa.model) == Afterimage(encoder_budget=1.0)
 
 
 def test_a_file_is_answered(qwen: Path, clip: Path) -> None:

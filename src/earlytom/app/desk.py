@@ -10,6 +10,7 @@ from pathlib import Path
 from earlytom.app.clips import Sample, make_samples, read_upload
 from earlytom.catalog import Entry, catalog
 from earlytom.errors import ConfigError, EarlyTomError, VideoError
+from earlytom.hf.api import fitted
 from earlytom.inspect import Inspection, inspect_video
 from earlytom.method import Method
 from earlytom.pipeline import VideoQA
@@ -96,6 +97,7 @@ class Desk:
         """
         asked = check_question(question)
         chosen: Method = load_method(method, retention_ratio=retention_ratio)
+        chosen = fitted(chosen, self.qa.model)
         with self._turn:
             return inspect_video(
                 self.qa,

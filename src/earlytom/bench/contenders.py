@@ -47,6 +47,11 @@ def _scaled(name: str, layer: int, published: int) -> Callable[[int], Settings]:
 
 
 _VARIANTS: dict[str, tuple[Contender, ...]] = {
+    # without patch reuse, which packed towers do not have
+    "afterimage": (
+        Contender("afterimage", "afterimage"),
+        Contender("afterimage-tokens", "afterimage", _fixed(encoder_budget=1.0)),
+    ),
     "earlytom": (
         Contender("earlytom-budget", "earlytom"),
         Contender("earlytom-official", "earlytom", _fixed(policy="official")),

@@ -38,6 +38,18 @@ Dtype = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout and nothing else.")]
 
 
+def fit(method: Method, model: Any) -> Method:
+    """Return the method as it suits the model, and say on stderr what was left off."""
+    from earlytom.hf.api import fitted
+
+    suited = fitted(method, model)
+    if suited != method:
+        typer.echo(
+            f"note: this encoder cannot reuse patches, {method.name} computes all of them", err=True
+        )
+    return suited
+
+
 def make_method(name: str, **settings: Any) -> Method | None:
     """Build the method ``name`` with the settings that were given; None for ``none``.
 

@@ -76,6 +76,7 @@ def ask(
 
         quiet()
         qa = VideoQA.load(model, device=device, dtype=dtype)
+    wanted = None if wanted is None else opt.fit(wanted, qa.model)
     if not compare:
         write = None if as_json else typer.echo
         answer = qa.ask(

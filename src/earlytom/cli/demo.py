@@ -39,6 +39,7 @@ def demo(
             method, retention_ratio=retention_ratio, policy=policy, positions=positions
         )
         qa = VideoQA.load(model, device=device, dtype=dtype)
+        wanted = None if wanted is None else opt.fit(wanted, qa.model)
     with Progress(console=err, transient=True) as progress:
         task = progress.add_task("asking", total=clips * questions)
         rows = run(qa, wanted, clips, questions, seed, frames, lambda: progress.advance(task))

@@ -93,7 +93,10 @@ def inspect(
             qa,
             loaded,
             asked,
-            _methods(*chosen, depth=len(qa.adapter.decoder_layers)),
+            {
+                label: opt.fit(m, qa.model)
+                for label, m in _methods(*chosen, depth=len(qa.adapter.decoder_layers)).items()
+            },
             name="the small one that comes along" if model is None else None,
             max_new_tokens=max_new_tokens,
             advance=lambda label: status.update(f"running {label}"),

@@ -12,6 +12,7 @@ from earlytom.hf import engine
 from earlytom.hf.compiled import CompileSettings
 from earlytom.hf.options import Options
 from earlytom.method import Method
+from earlytom.models import find_adapter
 from earlytom.report import Report
 
 T = TypeVar("T")
@@ -109,6 +110,18 @@ def compile(
     settings = CompileSettings(counts, backend, mode)
     engine.attach(model, method, settings)
     return model
+
+
+def fitted(method: Method, model: Any) -> Method:
+    """Return ``method``, or what is left of it where the encoder cannot reuse single patches.
+
+    For defaults that have to suit every family; :func:`compress` refuses such a method.
+
+    Raises:
+        UnsupportedModelError: not a video model of a supported family.
+    """
+    rest = method.without_reuse()
+    return method if rest is None or find_adapter(model).patch_grid is not None else rest
 
 
 def restore(model: T) -> T:

@@ -164,7 +164,8 @@ class ReuseSide:
 
     def _check(self, layer: int) -> None:
         name, usable = self.method.name, self.adapter.usable_layers
-        self.adapter.check_patches(f"{name} reuses patches")
+        hint = "" if self.method.without_reuse() is None else " (set encoder_budget to 1)"
+        self.adapter.check_patches(f"{name} reuses patches", hint)
         self.adapter.check_encoder_layers([layer])
         if self.method.merge_points(usable) or self.method.reduce_layers(usable):
             raise ConfigError(f"{name} reuses patches and merges others; only one is possible")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
 
@@ -117,6 +117,10 @@ class Afterimage(Method):
                 "earlier layer"
             )
         return layer
+
+    def without_reuse(self) -> Method:
+        """Return the token stage alone: ``encoder_budget`` 1."""
+        return replace(self, encoder_budget=1.0)
 
     # ------------------------------------------------------------------ encoder
     def fresh_count(self, n_frames: int, patches: int, n_layers: int) -> int:

@@ -144,16 +144,17 @@ class Adapter:
                     f"this model uses layers {first}..{self.usable_layers - 1}"
                 )
 
-    def check_patches(self, what: str) -> None:
+    def check_patches(self, what: str, hint: str = "") -> None:
         """Raise UnsupportedModelError if single patches of a frame cannot be left out.
 
         Args:
             what: who wants that, e.g. ``"tome reduces patches"``.
+            hint: what to do instead.
         """
         if self.patch_grid is None:
             raise UnsupportedModelError(
                 f"{what} inside the vision encoder, which is not possible in "
-                f"{type(self.inner).__name__}"
+                f"{type(self.inner).__name__}{hint}"
             )
 
     @property

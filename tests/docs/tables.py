@@ -108,9 +108,22 @@ def by_type() -> str:
     return _table(["question", "full", "`afterimage`", "best as published"], rows)
 
 
+def qwen() -> str:
+    """Return what was measured on the second small model, in the order of its results."""
+    summary, cells = _results("qwen2_5_vl")
+    rows = []
+    for label in summary["labels"]:
+        found = [cells.get((label, r)) for r in summary["ratios"]]
+        if any(found):
+            accuracies = [_accuracy(c) if c else "-" for c in found]
+            costs = [percent(c["encoder_compute"], 0) if c else "-" for c in found[-2:-1]]
+            rows.append([f"`{label}`", *accuracies, *costs])
+    return _table(["label", *map(ratio_text, summary["ratios"]), "encoder FLOPs"], rows)
+
+
 # ---------------------------------------------------------------------- helpers
-def _results() -> tuple[dict[str, Any], dict[tuple[str, float], Cell]]:
-    summary = json.loads((RESULTS / "summary.json").read_text(encoding="utf-8"))
+def _results(family: str = "") -> tuple[dict[str, Any], dict[tuple[str, float], Cell]]:
+    summary = json.loads((RESULTS / family / "summary.json").read_text(encoding="utf-8"))
     cells = {
         (c["label"], c["ratio"]): c
         for c in summary["cells"]
@@ -148,7 +161,7 @@ def _table(header: list[str], rows: list[list[str]], words: bool = False) -> str
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "methods.md": {"table": catalog.markdown_table, "measured": measured},
-    "models.md": {"table": support.markdown_table},
+    "models.md": {"table": support.markdown_table, "qwen": qwen},
     "choosing.md": {"by-loss": by_loss, "by-ratio": by_ratio, "by-type": by_type},
     "serving.md": {"capacity": serving.capacity, "load": serving.load},
 }

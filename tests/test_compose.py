@@ -16,6 +16,7 @@ from earlytom.errors import BudgetError, ConfigError
 from earlytom.method import Method
 from earlytom.methods import (
     EVS,
+    Afterimage,
     DyCoke,
     FastV,
     FrameFusion,
@@ -102,6 +103,7 @@ SEVERAL = [
     "exact_budget",
     "to_dict",
     "from_settings",
+    "without_reuse",
 ]
 
 
@@ -136,6 +138,12 @@ def test_ratio_and_budget_are_those_of_the_token_stage() -> None:
         dataclasses.replace(c, retention_ratio=2.0)
     with pytest.raises(ConfigError, match=r"must be at least 0\.25"):
         Compose(EarlyTom(), DyCoke(policy="official"), retention_ratio=0.1)
+
+
+def test_reuse_of_patches_is_left_off_in_the_encoder_stage() -> None:
+    c = Compose(Afterimage(), EVS(retention_ratio=0.3))
+    assert c.without_reuse() == Compose(Afterimage(encoder_budget=1.0), EVS(retention_ratio=0.3))
+    assert Compose(EarlyTom(), Afterimage()).without_reuse() is None
 
 
 def test_frames_suffice_for_the_token_stage() -> None:

@@ -209,6 +209,11 @@ class Compose(Method):
         """Return the layer from which ``encoder`` reuses patches."""
         return self.encoder.reuse_layer(n_layers)
 
+    def without_reuse(self) -> Method | None:
+        """Return the same with ``encoder`` without its reuse of patches; None: it has none."""
+        rest = self.encoder.without_reuse()
+        return None if rest is None else dataclasses.replace(self, encoder=rest)
+
     def fresh_patches(self, hidden: Tensor, n_layers: int) -> Tensor:
         """Choose the patches to compute as ``encoder`` does."""
         return self.encoder.fresh_patches(hidden, n_layers)

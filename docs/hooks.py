@@ -20,7 +20,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
+REPORT = ("report.md", "summary.json", "*.png", "*.svg", "leaderboard.html")  # of a model family
 SHOWN = ("*.md", "*.png", "*.svg", "*.json", "leaderboard.html", "tuning/*/tuning.json")
+SHOWN += tuple(f"*/{name}" for name in REPORT)
 LINK = re.compile(r"(\]\()([^)\s#]+)")
 FENCE = re.compile(r"(^```.*?^```\s*?$)", re.MULTILINE | re.DOTALL)
 

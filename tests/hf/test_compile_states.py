@@ -43,6 +43,24 @@ def test_restore_leaves_no_trace() -> None:
     assert torch.equal(forward(model, inputs).logits, plain)
 
 
+def test_restore_leaves_a_forward_of_somebody_else() -> None:
+    model, inputs = small_model(), FAMILY.inputs(PROMPTS["one_video"])
+    tower = find_adapter(model).tower
+    plain = forward(model, inputs).logits
+    earlytom.compile(model, SMALL, FRAMES, backend="eager")
+    ours, calls = tower.forward, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs)
+        return ours(*args, **kwargs)
+
+    tower.forward = counted  # type: ignore[method-assign]
+    earlytom.restore(model)
+    assert tower.forward is counted
+    assert torch.equal(forward(model, inputs).logits, plain)
+    assert len(calls) == 1
+
+
 def test_another_method_in_between_keeps_the_graphs(ran: list[tuple[int, int]]) -> None:
     model = small_model()
     pixels = FAMILY.inputs(PROMPTS["one_video"])["pixel_values_videos"]

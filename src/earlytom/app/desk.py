@@ -12,7 +12,6 @@ from earlytom.catalog import Entry, catalog
 from earlytom.errors import ConfigError, EarlyTomError, VideoError
 from earlytom.hf.api import fitted
 from earlytom.inspect import Inspection, inspect_video
-from earlytom.method import Method
 from earlytom.pipeline import VideoQA
 from earlytom.registry import load_method
 from earlytom.video import Video
@@ -96,8 +95,7 @@ class Desk:
             EarlyTomError: see :meth:`earlytom.pipeline.VideoQA.ask`.
         """
         asked = check_question(question)
-        chosen: Method = load_method(method, retention_ratio=retention_ratio)
-        chosen = fitted(chosen, self.qa.model)
+        chosen = fitted(load_method(method, retention_ratio=retention_ratio), self.qa.model)
         with self._turn:
             return inspect_video(
                 self.qa,

@@ -53,7 +53,6 @@ def evaluate(
 
     Finished runs are kept: the same command goes on where it was interrupted.
     """
-
     from earlytom.bench.runner import Plan, compare
     from earlytom.bench.suite import SPLITS
 

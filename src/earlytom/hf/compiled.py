@@ -106,9 +106,10 @@ class CompiledTower:
         self._override = Override(self.vision.adapter.tower, "forward", self)
 
     def remove(self) -> None:
-        """Give the tower its own ``forward`` back."""
+        """Give the tower its own ``forward`` back, unless somebody else took its place since."""
         if self._override is not None:
-            self._override.remove()
+            if self.vision.adapter.tower.__dict__.get("forward") is self:
+                self._override.remove()
             self._override = None
 
     # ------------------------------------------------------------------ calls

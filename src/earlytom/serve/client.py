@@ -7,7 +7,6 @@ import http.client
 import json
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -59,6 +59,21 @@ class _Page:
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         self.add(*markdown_table(header, rows), "")
 
+    def methods_table(
+        self,
+        summary: Summary,
+        split: str,
+        show: Callable[[Cell | None], str],
+        first: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """A row per method that was run on the split, behind ``first``; a column per ratio."""
+        rows = list(first)
+        for label in summary.labels:
+            cells = [summary.cell(split, label, ratio) for ratio in summary.ratios]
+            if any(cells):
+                rows.append([_name(summary, label), *map(show, cells)])
+        self.table(["method", *map(text.ratio_text, summary.ratios)], rows)
+
     def put(self, cell: Cell | None, show: Show) -> str:
         """A table cell with its footnotes; a dash where nothing was run."""
         if cell is None:
@@ -95,11 +110,7 @@ class _Page:
         self.add("Each cell: per cent, 95 % interval, mark, (rank). The best of a ratio is bold.")
         self.add(text.chosen_by(s), "")
         self.add(text.ORDER, "")
-        rows = []
-        for label in s.labels:
-            cells = [s.cell(s.main_split, label, r) for r in s.ratios]
-            rows.append([_name(s, label), *(self.put(c, self._main_cell) for c in cells)])
-        self.table(["method", *map(text.ratio_text, s.ratios)], rows)
+        self.methods_table(s, s.main_split, lambda c: self.put(c, self._main_cell))
 
     def _main_cell(self, cell: Cell) -> str:
         estimate = cell.relative or cell.accuracy
@@ -149,11 +160,7 @@ class _Page:
             f"full model of the same checkpoint, split {_safe(s.main_split)}.",
             "",
         )
-        rows = []
-        for label in s.labels:
-            cells = [s.cell(s.main_split, label, r) for r in s.ratios]
-            rows.append([_name(s, label), *(self.put(c, _spread) for c in cells)])
-        self.table(["method", *map(text.ratio_text, s.ratios)], rows)
+        self.methods_table(s, s.main_split, lambda c: self.put(c, _spread))
 
     def family_table(self, family: str, other: Summary) -> None:
         self.add(f"## Another model family: {_safe(family)}", "")
@@ -164,11 +171,7 @@ class _Page:
             said = f"{text.interval(full.accuracy)} % of the questions right without compression."
             self.add(f"Per cent of that, split {_safe(other.main_split)}; {said}")
         self.add(f"Intervals and everything else: [report]({family}/report.md).", "")
-        rows = []
-        for label in other.labels:
-            cells = [other.cell(other.main_split, label, r) for r in other.ratios]
-            rows.append([_name(other, label), *(_score(other, c) for c in cells)])
-        self.table(["method", *map(text.ratio_text, other.ratios)], rows)
+        self.methods_table(other, other.main_split, lambda c: _score(other, c))
 
     def split_table(self, split: Split) -> None:
         s = self.summary
@@ -178,15 +181,9 @@ class _Page:
             "(relative to full).",
             "",
         )
-        rows = []
         full = s.full(split.name)
-        if full:
-            rows.append([FULL, *[self.put(full, _both)] * len(s.ratios)])
-        for label in s.labels:
-            cells = [s.cell(split.name, label, r) for r in s.ratios]
-            if any(cells):
-                rows.append([_name(s, label), *(self.put(c, _both) for c in cells)])
-        self.table(["method", *map(text.ratio_text, s.ratios)], rows)
+        first = [[FULL, *[self.put(full, _both)] * len(s.ratios)]] if full else []
+        self.methods_table(s, split.name, lambda c: self.put(c, _both), first)
 
     def type_table(self) -> None:
         s = self.summary

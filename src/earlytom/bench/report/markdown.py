@@ -161,6 +161,7 @@ class _Page:
             "",
         )
         self.methods_table(s, s.main_split, lambda c: self.put(c, _spread))
+        self.add(*text.agreement_lines(s))
 
     def family_table(self, family: str, other: Summary) -> None:
         self.add(f"## Another model family: {_safe(family)}", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from earlytom.bench.report.agreement import agreement
 from earlytom.bench.report.summary import CONFIDENCE, Cell, Estimate, Summary
 
 DASH = "–"
@@ -98,6 +99,18 @@ def chosen_by(summary: Summary) -> str:
             "same ratio (two-sided, p < 0.05 after Holm's correction over the methods of a ratio)."
         )
     return sentence
+
+
+def agreement_lines(summary: Summary) -> list[str]:
+    """One sentence about the ranking on single checkpoints, if several ran the same methods."""
+    found = {ratio_text(r): agreement(summary, r) for r in summary.ratios}
+    shown = [f"{r}: {ends[0]:.2f} to {ends[1]:.2f}" for r, ends in found.items() if ends]
+    if not shown:
+        return []
+    return [
+        f"Spearman's rank correlation of the methods on two checkpoints: {', '.join(shown)}.",
+        "",
+    ]
 
 
 def model_lines(summary: Summary) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 from types import SimpleNamespace
 from typing import Any
@@ -36,23 +35,6 @@ def padded() -> dict[str, Any]:
     return FAMILY.inputs(PROMPTS["batch_padded"])
 
 
-@BOTH
-@pytest.mark.parametrize("inputs", [one, padded])
-def test_static_cache_equals_dynamic(model: nn.Module, method: Any, inputs: Any) -> None:
-    with method(model):
-        expected = generate(model, inputs())
-        got = generate(model, inputs(), cache_implementation="static", disable_compile=True)
-        assert torch.equal(got, expected)
-
-
-@BOTH
-def test_assisted_decoding_equals_greedy(model: nn.Module, method: Any) -> None:
-    with method(model):
-        expected = generate(model, one())
-        got = generate(model, one(), prompt_lookup_num_tokens=3)
-        assert torch.equal(got[:, : expected.shape[1]], expected)
-
-
 def test_without_cache_equals_with_cache(model: nn.Module) -> None:
     with OUTER(model):
         for inputs in (one(), padded()):
@@ -77,26 +59,6 @@ def test_sampling_several_sequences(model: nn.Module) -> None:
         assert out.shape[0] == 4
 
 
-@pytest.mark.parametrize("name", ["merge_select", "merge_select_keep", "merge_select_respace"])
-def test_second_turn_on_the_cache_equals_a_fresh_prompt(model: nn.Module, name: str) -> None:
-    inputs = FAMILY.inputs(PROMPTS["one_video"])
-    with TOYS[name](model):
-        first = generate(model, inputs, return_dict_in_generate=True)
-        g = torch.Generator().manual_seed(3)
-        ids = torch.cat([first.sequences, torch.randint(2, 100, (1, 5), generator=g)], 1)
-        full = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        fresh = generate(model, full)
-        text = {k: full[k] for k in ("input_ids", "attention_mask")}
-        again = model.generate(
-            **text,
-            past_key_values=first.past_key_values,
-            max_new_tokens=6,
-            do_sample=False,
-            suppress_tokens=[0, 1, 101, 102, 127],
-        )
-    assert torch.equal(again, fresh)
-
-
 def test_a_second_video_in_the_second_turn(model: nn.Module) -> None:
     both = FAMILY.inputs([["t3", "v", "t4", "v", "t2"]])
     ids, pixels = both["input_ids"], both["pixel_values_videos"]
@@ -112,38 +74,6 @@ def test_a_second_video_in_the_second_turn(model: nn.Module) -> None:
         )
     torch.testing.assert_close(second.logits[:, -1], whole, atol=5e-5, rtol=1e-4)
     assert second.past_key_values.get_seq_length() == ids.shape[1]
-
-
-def test_hand_written_decode_loop(model: nn.Module) -> None:
-    inputs = FAMILY.inputs(PROMPTS["one_video"])
-    with OUTER(model), torch.no_grad():
-        expected = generate(model, inputs)[0, inputs["input_ids"].shape[1] :]
-        out = model(**inputs, use_cache=True)
-        got = []
-        for _ in range(len(expected)):
-            logits = out.logits[:, -1].clone()
-            logits[:, [0, 1, 101, 102, 127]] = -torch.inf
-            got.append(int(logits.argmax()))
-            out = model(
-                input_ids=torch.tensor([got[-1:]]),
-                past_key_values=out.past_key_values,
-                use_cache=True,
-            )
-    assert got == expected.tolist()
-
-
-@BOTH
-def test_deepcopy_has_its_own_controller(method: Any) -> None:
-    model = FAMILY.model()
-    inputs = padded()
-    plain = generate(model, inputs)
-    earlytom.compress(model, method)
-    compressed = generate(model, inputs)
-    copied = copy.deepcopy(model)
-    assert torch.equal(generate(copied, inputs), compressed)
-    earlytom.restore(copied)
-    assert torch.equal(generate(copied, inputs), plain)
-    assert torch.equal(generate(model, inputs), compressed)
 
 
 def test_pickle_never_compresses_silently_less(model: nn.Module) -> None:
@@ -210,24 +140,6 @@ def test_gradients_and_loss(model: nn.Module) -> None:
         out.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
     )
     torch.testing.assert_close(out.loss, shifted, atol=1e-5, rtol=1e-5)
-
-
-def test_gradient_checkpointing_gives_the_same_gradients() -> None:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    if "__call__" in vars(GradientCheckpointingLayer):
-        pytest.skip("this transformers recomputes module hooks inside the checkpoint")
-    model = FAMILY.model().train()
-    grads = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        with OUTER(model):
-            model(**padded(), use_cache=False).logits.float().pow(2).mean().backward()
-        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-        model.zero_grad()
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def test_peft_wrapped_model() -> None:
@@ -357,19 +269,6 @@ def test_inner_merge_equals_a_slow_reference(model: nn.Module) -> None:
             x = done[0] if isinstance(done, tuple) else done
         logits = model.lm_head(lm.norm(x))[:, -len(out.logits) :]
     torch.testing.assert_close(torch.stack(out.logits, 1), logits, atol=3e-5, rtol=1e-4)
-
-
-def test_chunked_prefill(model: nn.Module) -> None:
-    inputs = FAMILY.inputs(PROMPTS["two_videos"])
-    try:
-        plain = torch.equal(generate(model, inputs, prefill_chunk_size=64), generate(model, inputs))
-    except Exception:  # transformers before 5.18 cannot chunk multimodal prompts
-        plain = False
-    if not plain:
-        pytest.skip("this transformers cannot chunk multimodal prompts")
-    with OUTER(model):
-        expected = generate(model, inputs)
-        assert torch.equal(generate(model, inputs, prefill_chunk_size=64), expected)
 
 
 @BOTH

@@ -56,3 +56,14 @@ def test_one_checkpoint_has_nobody_to_agree_with(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, 1)
     assert agreement(summary, 0.25) is None
     assert "Spearman" not in render_markdown(summary)
+
+
+def test_ratios_of_one_checkpoint_are_left_out(tmp_path: Path) -> None:
+    summary_of(tmp_path, 2)
+    store(tmp_path, run("evs", 0.1, first_right(0.6)))
+    lines = render_markdown(summarise(load_runs(tmp_path)[0])).splitlines()
+    start = lines.index("## Several checkpoints")
+    table = [line for line in lines[start : start + 12] if line.startswith("|")]
+    assert table[0] == "| method | 25 % |"
+    assert table[2] == "| evs | 85.0 (80.0 to 90.0) |"
+    assert "two checkpoints: 25 %: 1.00." in "\n".join(lines)

@@ -65,14 +65,15 @@ class _Page:
         split: str,
         show: Callable[[Cell | None], str],
         first: Sequence[Sequence[str]] = (),
+        ratios: Sequence[float] | None = None,
     ) -> None:
         """A row per method that was run on the split, behind ``first``; a column per ratio."""
-        rows = list(first)
+        rows, ratios = list(first), summary.ratios if ratios is None else ratios
         for label in summary.labels:
-            cells = [summary.cell(split, label, ratio) for ratio in summary.ratios]
+            cells = [summary.cell(split, label, ratio) for ratio in ratios]
             if any(cells):
                 rows.append([_name(summary, label), *map(show, cells)])
-        self.table(["method", *map(text.ratio_text, summary.ratios)], rows)
+        self.table(["method", *map(text.ratio_text, ratios)], rows)
 
     def put(self, cell: Cell | None, show: Show) -> str:
         """A table cell with its footnotes; a dash where nothing was run."""
@@ -157,10 +158,13 @@ class _Page:
             return
         self.add(
             f"{len(s.models)} checkpoints: mean, and range of the single values, relative to the "
-            f"full model of the same checkpoint, split {_safe(s.main_split)}.",
+            f"full model of the same checkpoint, split {_safe(s.main_split)}. Ratios that only one "
+            "checkpoint ran are left out.",
             "",
         )
-        self.methods_table(s, s.main_split, lambda c: self.put(c, _spread))
+        several = {c.ratio for c in s.cells if len(c.by_checkpoint) > 1 and c.split == s.main_split}
+        ratios = [r for r in s.ratios if r in several]
+        self.methods_table(s, s.main_split, lambda c: self.put(c, _spread), ratios=ratios)
         self.add(*text.agreement_lines(s))
 
     def family_table(self, family: str, other: Summary) -> None:

@@ -104,7 +104,7 @@ def chosen_by(summary: Summary) -> str:
 def agreement_lines(summary: Summary) -> list[str]:
     """One sentence about the ranking on single checkpoints, if several ran the same methods."""
     found = {ratio_text(r): agreement(summary, r) for r in summary.ratios}
-    shown = [f"{r}: {ends[0]:.2f} to {ends[1]:.2f}" for r, ends in found.items() if ends]
+    shown = [f"{r}: {_ends(*ends)}" for r, ends in found.items() if ends]
     if not shown:
         return []
     return [
@@ -188,6 +188,10 @@ class Footnotes:
     def of(self, cell: Cell | None) -> list[int]:
         """Return the numbers of a cell's remarks."""
         return [] if cell is None else [self.number(note) for note in cell.notes]
+
+
+def _ends(low: float, high: float) -> str:
+    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
 
 
 def _plain(value: Any) -> bool:

@@ -66,4 +66,16 @@ def test_ratios_of_one_checkpoint_are_left_out(tmp_path: Path) -> None:
     table = [line for line in lines[start : start + 12] if line.startswith("|")]
     assert table[0] == "| method | 25 % |"
     assert table[2] == "| evs | 85.0 (80.0 to 90.0) |"
+    assert "| method | 25 % | 10 % |" in lines
     assert "two checkpoints: 25 %: 1.00." in "\n".join(lines)
+
+
+def test_tables_of_other_splits_have_the_ratios_that_ran_there(tmp_path: Path) -> None:
+    summary_of(tmp_path, 1)
+    store(tmp_path, run("full", 1.0, first_right(1.0), split="static", seed=2))
+    store(tmp_path, run("evs", 0.1, first_right(0.5), split="static", seed=2))
+    lines = render_markdown(summarise(load_runs(tmp_path)[0])).splitlines()
+    table = lines[lines.index("## Split static") :]
+    rows = [line for line in table if line.startswith("|")][:4]
+    assert rows[0] == "| method | 10 % |"
+    assert rows[3].startswith("| evs | 50.0 (50.0) /")

@@ -162,8 +162,7 @@ class _Page:
             "checkpoint ran are left out.",
             "",
         )
-        several = {c.ratio for c in s.cells if len(c.by_checkpoint) > 1 and c.split == s.main_split}
-        ratios = [r for r in s.ratios if r in several]
+        ratios = _ratios(s, s.main_split, checkpoints=2)
         self.methods_table(s, s.main_split, lambda c: self.put(c, _spread), ratios=ratios)
         self.add(*text.agreement_lines(s))
 
@@ -186,9 +185,9 @@ class _Page:
             "(relative to full).",
             "",
         )
-        full = s.full(split.name)
-        first = [[FULL, *[self.put(full, _both)] * len(s.ratios)]] if full else []
-        self.methods_table(s, split.name, lambda c: self.put(c, _both), first)
+        full, ratios = s.full(split.name), _ratios(s, split.name)
+        first = [[FULL, *[self.put(full, _both)] * len(ratios)]] if full else []
+        self.methods_table(s, split.name, lambda c: self.put(c, _both), first, ratios)
 
     def type_table(self) -> None:
         s = self.summary
@@ -249,6 +248,12 @@ _NOTHING = Cell("", "", 0.0, "missing")
 
 def _name(summary: Summary, label: str) -> str:
     return _safe(f"{label} (reference)" if label == summary.reference else label)
+
+
+def _ratios(summary: Summary, split: str, checkpoints: int = 0) -> list[float]:
+    """Ratios at which anything ran on a split, on at least so many checkpoints."""
+    ran = [c for c in summary.cells if c.split == split and len(c.by_checkpoint) >= checkpoints]
+    return [r for r in summary.ratios if any(c.ratio == r for c in ran)]
 
 
 def _bold(shown: str, wanted: bool) -> str:

@@ -52,6 +52,14 @@ def test_methods_that_a_checkpoint_lacks_do_not_count(tmp_path: Path) -> None:
     assert agreement(summary_of(tmp_path, 3, "random"), 0.25) == pytest.approx((-1.0, 1.0))
 
 
+def test_two_of_three_checkpoints_suffice(tmp_path: Path) -> None:
+    summary_of(tmp_path, 3)
+    for model in ("tiny-seed0", "tiny-seed1"):
+        store(tmp_path, run("evs", 0.1, first_right(0.6), model=model))
+        store(tmp_path, run("random", 0.1, first_right(0.3), model=model))
+    assert agreement(summarise(load_runs(tmp_path)[0]), 0.1) == pytest.approx((1.0, 1.0))
+
+
 def test_one_checkpoint_has_nobody_to_agree_with(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, 1)
     assert agreement(summary, 0.25) is None

@@ -22,7 +22,15 @@ SPEED = "tiny_16f_b1_cpu_float32_sdpa"
 OURS = ("afterimage", "afterimage-tokens", "earlytom-budget")  # not as their authors published them
 # not in the README: variants and methods that change no conclusion there
 BEHIND = (
-    "holitom-inner prunevid-inner prumerge prumerge-plus sparsevlm-v2 mustdrop ficoco ipcv resize"
+    "holitom-inner",
+    "prunevid-inner",
+    "prumerge",
+    "prumerge-plus",
+    "sparsevlm-v2",
+    "mustdrop",
+    "ficoco",
+    "ipcv",
+    "resize",
 )
 LOSSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 Cell = dict[str, Any]
@@ -33,11 +41,11 @@ def accuracy() -> str:
     summary, cells = _results()
     rows = []
     for label in summary["labels"]:
-        if label not in BEHIND.split():
-            found = [cells[label, r] for r in summary["ratios"]]
+        if label not in BEHIND:
+            found = (_with_interval(cells[label, r]) for r in summary["ratios"])
             cost = cells[label, 0.1]
             costs = (percent(cost[name], 0) for name in ("encoder_compute", "flops_relative"))
-            rows.append([f"`{label}`", *(_with_interval(c, cells) for c in found), *costs])
+            rows.append([f"`{label}`", *found, *costs])
     head = ["method", *map(ratio_text, summary["ratios"]), "encoder FLOPs", "all FLOPs"]
     return _table(head, rows)
 
@@ -162,15 +170,12 @@ def _accuracy(cell: Cell) -> str:
     return text if cell["rank"] else f"({text})"
 
 
-def _with_interval(cell: Cell, cells: dict[tuple[str, float], Cell]) -> str:
+def _with_interval(cell: Cell) -> str:
     relative = cell["relative"]
     text = f"{percent(relative['value'])} ± {percent((relative['high'] - relative['low']) / 2)}"
-    best = max(
-        c["relative"]["value"] for c in cells.values() if c["rank"] and c["ratio"] == cell["ratio"]
-    )
     if not cell["rank"]:
         return f"({text})"
-    return f"**{text}**" if relative["value"] == best else text
+    return f"**{text}**" if cell["rank"] == 1 else text
 
 
 def _cheapest(cells: list[Cell]) -> Cell | None:

@@ -25,13 +25,16 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 def agreement(summary: Summary, ratio: float) -> tuple[float, float] | None:
     """Return the lowest and highest rank correlation of two checkpoints at ``ratio``.
 
-    Of the methods that every checkpoint ran on the main split; None where there are no two.
+    Of the methods that both ran on the main split; None where there are no two.
     """
     cells = [summary.cell(summary.main_split, label, ratio) for label in summary.labels]
-    names = [m["name"] for m in summary.models]
-    common = [c.by_checkpoint for c in cells if c and len(c.by_checkpoint) == len(names)]
-    columns = [[by[name] for by in common] for name in names]
-    found = [r for a, b in combinations(columns, 2) if (r := spearman(a, b)) is not None]
+    runs = [c.by_checkpoint for c in cells if c]
+    found = []
+    for a, b in combinations([m["name"] for m in summary.models], 2):
+        both = [by for by in runs if a in by and b in by]
+        r = spearman([by[a] for by in both], [by[b] for by in both])
+        if r is not None:
+            found.append(r)
     return (min(found), max(found)) if found else None
 
 

@@ -162,3 +162,20 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "runs" / "half.json").write_text("{")
     with pytest.raises(ResultError, match=r"no usable run file in .*half\.json"):
         load_runs(tmp_path, skip_bad=True)
+
+
+def test_other_settings_under_the_same_label_are_refused(tmp_path):
+    """A cell is a mean over checkpoints; a method that changed in between must be run again."""
+    for model, beta in (("tiny-seed0", 0.6), ("tiny-seed1", 0.7)):
+        record = run("holitom", 0.25, first_right(0.5), model=model)
+        record["config"] = {**record["config"], "beta": beta}
+        store(tmp_path, record)
+    with pytest.raises(ResultError, match=r"seed1.*other settings than .*seed0.*\(beta\)"):
+        load_runs(tmp_path)
+    runs, skipped = load_runs(tmp_path, skip_bad=True)
+    assert [r.checkpoint for r in runs] == ["tiny-seed0"]
+    assert len(skipped) == 1
+    again = run("holitom", 0.10, first_right(0.5), model="tiny-seed1")
+    again["config"] = {**again["config"], "beta": 0.7}  # some settings follow the ratio
+    store(tmp_path, again)
+    assert len(load_runs(tmp_path, skip_bad=True)[0]) == 2

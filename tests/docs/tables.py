@@ -19,9 +19,11 @@ from tests.docs import serving
 ROOT = Path(__file__).parents[2]
 DOCS, RESULTS = ROOT / "docs", ROOT / "results"
 SPEED = "tiny_16f_b1_cpu_float32_sdpa"
-OURS = ("afterimage", "afterimage-tokens", "earlytom-budget")  # not as their authors published them
+# not as their authors published them
+OURS = ("afterimage", "afterimage-tokens", "afterimage-unwhitened", "earlytom-budget")
 # not in the README: variants and methods that change no conclusion there
 BEHIND = (
+    "afterimage-unwhitened",
     "holitom-inner",
     "prunevid-inner",
     "prumerge",

@@ -169,6 +169,8 @@ def test_attention_plan_places_every_query() -> None:
         ({"layer": -1}, "layer must be"),
         ({"even_share": 1.5}, "even_share must be"),
         ({"time_weight": float("nan")}, "time_weight must be"),
+        ({"ridge": 0}, "ridge must be"),
+        ({"blend": -0.1}, "blend must be"),
     ],
 )
 def test_bad_settings(model: nn.Module, settings: dict[str, Any], message: str) -> None:

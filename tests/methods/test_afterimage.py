@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from earlytom.methods import Afterimage
 from earlytom.methods.afterimage import with_time
 from earlytom.ops.fresh import changed_patches
 from earlytom.ops.lattice import video_lattice
+from earlytom.ops.whitening import whitened
 from earlytom.stages import TokenSelection, VideoFeatures, VideoState
 
 
@@ -96,6 +98,70 @@ def test_similarity_mixes_likeness_and_time() -> None:
     cosine = torch.nn.functional.cosine_similarity(centred[1], centred[8], dim=0)
     expected = (cosine + 4 * math.cos(math.pi / 2 * 2 / 4)) / 5
     torch.testing.assert_close(gram[1, 8], expected)
+
+
+def test_whitening_finds_what_differs_little() -> None:
+    """Strong noise in some directions, two faint classes in another; one class is rare."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 12, 6, generator=g) * torch.tensor([9.0, 9.0, 9.0, 9.0, 9.0, 0.0])
+    x[..., 5] = 0.02 * torch.randn(6, 12, generator=g)
+    rare = [5, 30, 50]
+    x.flatten(0, 1)[rare, 5] = 1.5
+    video = VideoFeatures(x, None, (3, 4), VideoState.start(6))
+    method = Afterimage(retention_ratio=0.1, even_share=0, time_weight=0)
+
+    def found(method: Afterimage) -> int:
+        return len(set(rare) & set(chosen(method, video).index.tolist()))
+
+    assert found(method) > found(replace(method, ridge=None))
+
+
+def test_similarity_of_whitened_features() -> None:
+    x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(1))
+    white = whitened(x, 1e-2).flatten(0, 1)
+    got = with_time(x, 2.0, 1e-2)
+    cosine = torch.nn.functional.cosine_similarity(white[1], white[8], dim=0)
+    expected = (cosine + 4 * math.cos(math.pi / 2 * 2 / 4)) / 5
+    torch.testing.assert_close((got @ got.T)[1, 8], expected)
+
+
+def test_blending_averages_what_is_alike_and_nothing_else() -> None:
+    """Three scenes of noisy copies: tokens come nearer to their own scene, not to the others."""
+    g = torch.Generator().manual_seed(0)
+    scenes = torch.randn(3, 6, generator=g) * 5
+    clean = scenes.repeat_interleave(4, 0)[None].expand(3, -1, -1)
+    x = clean + torch.randn(3, 12, 6, generator=g) * 0.3
+    video = VideoFeatures(x, None, (3, 4), VideoState.start(3))
+
+    def error(blend: float) -> float:
+        found = chosen(Afterimage(retention_ratio=0.2, blend=blend, time_weight=0.5), video)
+        kept = x.flatten(0, 1)[found.index] if found.features is None else found.features
+        return float((kept - clean.flatten(0, 1)[found.index]).square().mean())
+
+    assert error(1.0) < error(0.5) < error(0.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    value=st.sampled_from([0.0, 0.1, 7.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    ridge=st.sampled_from([None, 3e-4]),
+    time=st.sampled_from([0.0, 1.5]),
+)
+def test_equal_tokens_stay_what_they_are(
+    value: float, dtype: torch.dtype, ridge: float | None, time: float
+) -> None:
+    """Features of no length, too: every token is at least like itself."""
+    x = torch.full((4, 12, 6), value, dtype=dtype)
+    video = VideoFeatures(x, None, (3, 4), VideoState.start(4))
+    found = chosen(Afterimage(retention_ratio=0.2, ridge=ridge, time_weight=time), video)
+    assert found.features is not None
+    assert found.features.dtype == dtype
+    torch.testing.assert_close(found.features, x.flatten(0, 1)[: len(found.index)])
+
+
+def test_without_blending_tokens_are_copied() -> None:
+    assert chosen(Afterimage(blend=0), features()).features is None
 
 
 @pytest.mark.parametrize(("n_layers", "layer"), [(26, 2), (12, 1), (4, 1), (27, 2), (48, 4)])

@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from earlytom.ops.diversity import diverse_tokens, merge_rest, nearest_kept
+from earlytom.ops.diversity import (
+    diverse_tokens,
+    member_means,
+    merge_rest,
+    nearest_kept,
+    owners,
+)
 
 
 def naive(x: Tensor, count: int) -> list[int]:
@@ -74,3 +80,17 @@ def test_merge_rest_conserves_the_sum() -> None:
     values, weight = merge_rest(x, torch.tensor([2, 9, 17]))
     assert torch.allclose((values * weight[:, None]).sum(0), x.sum(0), atol=1e-4)
     assert float(weight.sum()) == 30
+
+
+def test_member_means_count_members_as_they_weigh() -> None:
+    x = torch.tensor([[1.0], [2.0], [4.0], [8.0]]).half()
+    owner = torch.tensor([0, 0, 1, 1])
+    for max_bytes in (0, 1 << 20):
+        mean, weight = member_means(x, owner, torch.tensor([1.0, 3.0, 1.0, 0.0]), 2, max_bytes)
+        assert mean.tolist() == [[1.75], [4.0]]
+        assert weight.tolist() == [4.0, 1.0]
+
+
+def test_a_chosen_row_is_its_own_even_if_an_identical_one_was_chosen() -> None:
+    x = torch.ones(4, 3)
+    assert owners(x, torch.tensor([1, 3])).tolist() == [0, 0, 0, 1]

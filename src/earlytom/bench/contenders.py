@@ -46,11 +46,20 @@ def _scaled(name: str, layer: int, published: int) -> Callable[[int], Settings]:
     return lambda depth: {name: max(1, min(depth - 1, round(layer * depth / published)))}
 
 
+_UNWHITENED = {
+    "encoder_budget": 1.0,
+    "ridge": None,
+    "time_weight": 2.0,
+    "weight_power": 0.7,
+    "blend": 0.0,
+}
 _VARIANTS: dict[str, tuple[Contender, ...]] = {
-    # without patch reuse, which packed towers do not have
+    # the last two without patch reuse, which packed towers do not have
     "afterimage": (
         Contender("afterimage", "afterimage"),
         Contender("afterimage-tokens", "afterimage", _fixed(encoder_budget=1.0)),
+        # as it was before features were whitened: what that brings
+        Contender("afterimage-unwhitened", "afterimage", _fixed(**_UNWHITENED)),
     ),
     "earlytom": (
         Contender("earlytom-budget", "earlytom"),

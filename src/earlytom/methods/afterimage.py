@@ -13,7 +13,7 @@ from torch import Tensor
 from earlytom.checks import check_ratio
 from earlytom.errors import ConfigError
 from earlytom.method import Method, register_method
-from earlytom.ops.diversity import farthest_points, nearest_kept
+from earlytom.ops.diversity import farthest_points, member_means, owners
 from earlytom.ops.fresh import changed_patches
 from earlytom.ops.lattice import video_lattice
 from earlytom.ops.tensors import (
@@ -24,10 +24,12 @@ from earlytom.ops.tensors import (
     to_device,
     unit_rows,
 )
+from earlytom.ops.whitening import whitened
 from earlytom.stages import TokenSelection, VideoFeatures
 
 _START = Fraction(1, 12)  # share of the encoder that sees every patch
 _ANGLE = math.pi / 2  # from the first frame to the last
+_ALIKE = 0.75  # likeness from which on tokens are averaged
 
 
 @register_method
@@ -43,7 +45,12 @@ class Afterimage(Method):
     Tokens: a share ``even_share`` of the budget goes to cells spread evenly over time, height and
     width, whatever they show, so that what is left has about the proportions of the whole video.
     The rest goes to the tokens farthest from all chosen so far, where tokens count as similar if
-    they look alike and lie close in time: brief and small things.
+    they look alike and lie close in time: brief and small things. How alike they look is judged on
+    whitened features, so that what differs much (the background) does not drown what differs
+    little (what a thing is, where it is in its cell).
+
+    A token kept moves some way towards the mean of the tokens it stands for that are much like it,
+    which takes noise away.
 
     Language model: rare things are over-represented among the tokens kept. So a token counts in
     the attention to it as ``n ** weight_power``, where ``n`` is the number of tokens of the video
@@ -59,7 +66,11 @@ class Afterimage(Method):
             depth.
         even_share: share of the tokens that is spread evenly, in [0, 1].
         time_weight: weight of the distance in time beside that of the features, 0 or more.
+        ridge: how little variance counts as noise when features are whitened, in (0, 1]
+            (:func:`earlytom.ops.whitening.whitened`); None: features are compared as they are.
         weight_power: how far tokens count by what they stand for, in [0, 1]; 0 for all alike.
+        blend: how far a token moves to the mean of those it stands for that are much like it (in
+            looks and time, likeness above 0.75), in [0, 1]; 0 leaves it as it is.
 
     Raises:
         ConfigError: a value out of range.
@@ -71,14 +82,19 @@ class Afterimage(Method):
     encoder_budget: float = 0.5
     layer: int | None = None
     even_share: float = 0.35
-    time_weight: float = 2.0
-    weight_power: float = 0.7
+    time_weight: float = 1.5
+    ridge: float | None = 3e-4
+    weight_power: float = 0.85
+    blend: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ratio("encoder_budget", self.encoder_budget)
         check_ratio("even_share", self.even_share, open_low=False)
         check_ratio("weight_power", self.weight_power, open_low=False)
+        check_ratio("blend", self.blend, open_low=False)
+        if self.ridge is not None:
+            check_ratio("ridge", self.ridge)
         value = self.time_weight
         ok = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not ok or not math.isfinite(value) or value < 0:
@@ -157,14 +173,26 @@ class Afterimage(Method):
         check_finite(features)
         even = max(1, math.floor(exact(self.even_share) * wanted))
         start = to_device(video_lattice(n, video.grid, even), features.device)
-        unit = with_time(features, self.time_weight)
+        unit = with_time(features, self.time_weight, self.ridge)
         index = farthest_points(unit, wanted, start)
-        if not self.weighs_tokens:
+        if not self.weighs_tokens and not self.blend:
             return TokenSelection(index)
-        owner = nearest_kept(unit, unit.index_select(0, index))
-        members = torch.zeros(wanted, device=unit.device)
+        owner = owners(unit, index)
+        weight = self._weights(owner, wanted) if self.weighs_tokens else None
+        values = self._blended(features.flatten(0, 1), unit, index, owner) if self.blend else None
+        return TokenSelection(index, values, weight)
+
+    def _weights(self, owner: Tensor, count: int) -> Tensor:
+        members = torch.zeros(count, device=owner.device)
         members.index_add_(0, owner, torch.ones_like(owner, dtype=members.dtype))
-        return TokenSelection(index, weight=members.clamp_min(1) ** self.weight_power)
+        return members**self.weight_power
+
+    def _blended(self, tokens: Tensor, unit: Tensor, index: Tensor, owner: Tensor) -> Tensor:
+        """Return the chosen tokens, moved towards the mean of those much like them."""
+        alike = (unit * unit.index_select(0, index.index_select(0, owner))).sum(-1)
+        member = (alike > _ALIKE).float().index_fill_(0, index, 1.0)
+        mean, _ = member_means(tokens, owner, member, index.numel())
+        return mean.lerp(tokens.index_select(0, index).float(), 1 - self.blend).to(tokens.dtype)
 
     @property
     def weighs_tokens(self) -> bool:
@@ -172,7 +200,7 @@ class Afterimage(Method):
         return self.weight_power > 0
 
 
-def with_time(features: Tensor, weight: float) -> Tensor:
+def with_time(features: Tensor, weight: float, ridge: float | None = None) -> Tensor:
     """Return unit vectors whose products mix likeness and closeness in time.
 
     ``(cos(x, y) + w^2 cos(pi/2 (s - t) / T)) / (1 + w^2)`` for tokens ``x`` of frame ``s`` and
@@ -181,12 +209,17 @@ def with_time(features: Tensor, weight: float) -> Tensor:
     Args:
         features: ``[T, S, D]``.
         weight: ``w``.
+        ridge: of :func:`whitened`; None compares features as they are.
 
     Returns:
-        ``[T * S, D + 2]`` float32.
+        ``[T * S, d + 2]`` float32, where ``d`` is ``D``, or what whitening leaves of it.
     """
     features = features.detach()
-    mean = features.mean((0, 1), dtype=torch.float32)
+    mean = torch.zeros((), device=features.device)
+    if ridge is None:
+        mean = features.mean((0, 1), dtype=torch.float32)
+    else:
+        features = whitened(features, ridge)
     n, size, dim = features.shape
     angle = torch.arange(n, device=features.device) * (_ANGLE / n)
     time = torch.stack([angle.cos(), angle.sin()], 1)[:, None].expand(-1, size, -1)

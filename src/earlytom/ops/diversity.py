@@ -106,6 +106,44 @@ def nearest_kept(others: Tensor, kept: Tensor, max_bytes: int = CHUNK_BYTES) -> 
     return nearest
 
 
+def owners(others: Tensor, index: Tensor) -> Tensor:
+    """Return for every row its most cosine-similar chosen row; a chosen row is always its own.
+
+    Args:
+        others: ``[n, D]`` all rows.
+        index: ``[k]`` int64 the chosen ones.
+
+    Returns:
+        ``[n]`` int64, numbers in ``range(k)``.
+    """
+    owner = nearest_kept(others, others.index_select(0, index))
+    return owner.index_copy(0, index, torch.arange(index.numel(), device=index.device))
+
+
+def member_means(
+    features: Tensor, owner: Tensor, member: Tensor, count: int, max_bytes: int = CHUNK_BYTES
+) -> tuple[Tensor, Tensor]:
+    """Average the tokens of every owner.
+
+    Args:
+        features: ``[n, D]``.
+        owner: ``[n]`` int64 in ``range(count)``.
+        member: ``[n]`` float32, how much each token counts; above 0 for one of every owner.
+        count: owners.
+        max_bytes: bound of the features held in float32 at a time.
+
+    Returns:
+        ``[count, D]`` float32 means and ``[count]`` float32 sums of ``member``.
+    """
+    n, dim = features.shape
+    total = torch.zeros(count, dim, dtype=torch.float32, device=features.device)
+    for a, b in slices(n, max(1, max_bytes // max(1, 4 * dim))):
+        total.index_add_(0, owner[a:b], features[a:b].float() * member[a:b, None])
+    weight = torch.zeros(count, dtype=torch.float32, device=features.device)
+    weight.index_add_(0, owner, member)
+    return total / weight[:, None], weight
+
+
 def merge_rest(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Average every token that was not chosen into its nearest chosen one.
 
@@ -116,13 +154,7 @@ def merge_rest(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``[k, D]`` means in the dtype of ``features`` and ``[k]`` float32 number of members.
     """
-    kept = features.index_select(0, index)
-    owner = nearest_kept(features, kept)
-    # a chosen token stays its own even if an identical one was chosen too
-    place = torch.arange(index.numel(), device=index.device)
-    owner = owner.index_copy(0, index, place)
-    total = torch.zeros(kept.shape, dtype=torch.float32, device=kept.device)
-    total.index_add_(0, owner, features.float())
-    weight = torch.zeros(index.numel(), dtype=torch.float32, device=kept.device)
-    weight.index_add_(0, owner, torch.ones_like(owner, dtype=torch.float32))
-    return (total / weight[:, None]).to(features.dtype), weight
+    owner = owners(features, index)
+    every = torch.ones(owner.shape, device=owner.device)
+    mean, weight = member_means(features, owner, every, index.numel())
+    return mean.to(features.dtype), weight

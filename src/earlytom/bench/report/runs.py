@@ -93,8 +93,8 @@ def load_runs(folder: Path, *, skip_bad: bool = False) -> tuple[list[Run], list[
 
     Raises:
         ResultError: no run files; or, without ``skip_bad``, a file that is broken, is not a run,
-            repeats another run, or asked other questions than the first run of its model family
-            and split.
+            repeats another run, asked other questions than the first run of its model family and
+            split, or ran a method with other settings than the first of its label and ratio.
     """
     if not folder.is_dir():
         raise ResultError(f"no such folder: {folder}")
@@ -109,10 +109,12 @@ def load_runs(folder: Path, *, skip_bad: bool = False) -> tuple[list[Run], list[
     skipped: list[str] = []
     seen: dict[tuple[str, str, str, float], Run] = {}
     first: dict[tuple[str, str], Run] = {}
+    settings: dict[tuple[str, str, float], Run] = {}
     for file in files:
         try:
             run = read_run(file)
             _check_fits(run, seen, first)
+            _check_settings(run, settings)
         except ResultError as e:
             if not skip_bad:
                 raise
@@ -122,6 +124,7 @@ def load_runs(folder: Path, *, skip_bad: bool = False) -> tuple[list[Run], list[
         seen[run.key] = run
         if run.questions is not None:
             first.setdefault((run.family, run.split), run)
+            settings.setdefault((run.family, run.label, run.ratio), run)
     if not runs:
         raise ResultError(f"no usable run file in {folder}: {skipped[0]}")
     return runs, skipped
@@ -146,6 +149,20 @@ def _check_fits(run: Run, seen: Mapping[Any, Run], first: Mapping[tuple[str, str
         raise ResultError(
             f"{run.file}: other questions than {head.file}; runs of one split must share seed, "
             "frames and questions"
+        )
+
+
+def _check_settings(run: Run, first: Mapping[tuple[str, str, float], Run]) -> None:
+    """A cell is a mean over checkpoints: of one and the same method."""
+    head = first.get((run.family, run.label, run.ratio))
+    if run.questions is None or head is None:
+        return
+    mine, other = run.config or {}, head.config or {}
+    differ = sorted(k for k in {*mine, *other} if mine.get(k) != other.get(k))
+    if differ:
+        raise ResultError(
+            f"{run.file}: other settings than {head.file} ({', '.join(differ)}); runs of one label "
+            "must share them, so run the older one again"
         )
 
 

@@ -125,8 +125,9 @@ def built_in_space(method: str, n_layers: int, max_encoder: float | None = None)
         values = {
             "layer": tuple(range(max(1, n_layers // 3))),
             "encoder_budget": _budgets(max_encoder),
-            "even_share": (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0),
-            "time_weight": (0.0, 0.5, 1.0, 1.5, 2.0),
+            "even_share": (0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 1.0),
+            "time_weight": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0),
+            "ridge": (None, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         }
         return Space((Branch(values),))
     return None

@@ -40,16 +40,16 @@ def test_spearman() -> None:
 def test_the_worst_and_the_best_pair_of_checkpoints(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, 3)
     # evs > holitom > random twice, the third time evs and holitom change places
-    assert agreement(summary, 0.25) == pytest.approx((0.5, 1.0))
+    assert agreement(summary, 0.25) == pytest.approx((0.5, 1.0, 3))
     assert agreement(summary, 0.1) is None
     assert (
-        "Spearman's rank correlation of the methods on two checkpoints: 25 %: 0.50 to 1.00."
-        in render_markdown(summary)
+        "Spearman's rank correlation of the methods on two checkpoints (fewest methods that both "
+        "ran): 25 %: 0.50 to 1.00 (3)." in render_markdown(summary)
     )
 
 
 def test_methods_that_a_checkpoint_lacks_do_not_count(tmp_path: Path) -> None:
-    assert agreement(summary_of(tmp_path, 3, "random"), 0.25) == pytest.approx((-1.0, 1.0))
+    assert agreement(summary_of(tmp_path, 3, "random"), 0.25) == pytest.approx((-1.0, 1.0, 2))
 
 
 def test_two_of_three_checkpoints_suffice(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_two_of_three_checkpoints_suffice(tmp_path: Path) -> None:
     for model in ("tiny-seed0", "tiny-seed1"):
         store(tmp_path, run("evs", 0.1, first_right(0.6), model=model))
         store(tmp_path, run("random", 0.1, first_right(0.3), model=model))
-    assert agreement(summarise(load_runs(tmp_path)[0]), 0.1) == pytest.approx((1.0, 1.0))
+    assert agreement(summarise(load_runs(tmp_path)[0]), 0.1) == pytest.approx((1.0, 1.0, 2))
 
 
 def test_one_checkpoint_has_nobody_to_agree_with(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_ratios_of_one_checkpoint_are_left_out(tmp_path: Path) -> None:
     assert table[0] == "| method | 25 % |"
     assert table[2] == "| evs | 85.0 (80.0 to 90.0) |"
     assert "| method | 25 % | 10 % |" in lines
-    assert "two checkpoints: 25 %: 1.00." in "\n".join(lines)
+    assert "ran): 25 %: 1.00 (3)." in "\n".join(lines)
 
 
 def test_tables_of_other_splits_have_the_ratios_that_ran_there(tmp_path: Path) -> None:

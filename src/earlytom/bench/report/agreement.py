@@ -22,20 +22,22 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def agreement(summary: Summary, ratio: float) -> tuple[float, float] | None:
+def agreement(summary: Summary, ratio: float) -> tuple[float, float, int] | None:
     """Return the lowest and highest rank correlation of two checkpoints at ``ratio``.
 
-    Of the methods that both ran on the main split; None where there are no two.
+    Of the methods that both ran on the main split, and the fewest of those; None where there are
+    no two.
     """
     cells = [summary.cell(summary.main_split, label, ratio) for label in summary.labels]
     runs = [c.by_checkpoint for c in cells if c]
-    found = []
+    found, counts = [], []
     for a, b in combinations([m["name"] for m in summary.models], 2):
         both = [by for by in runs if a in by and b in by]
         r = spearman([by[a] for by in both], [by[b] for by in both])
         if r is not None:
             found.append(r)
-    return (min(found), max(found)) if found else None
+            counts.append(len(both))
+    return (min(found), max(found), min(counts)) if found else None
 
 
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:

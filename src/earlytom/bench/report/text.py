@@ -104,11 +104,12 @@ def chosen_by(summary: Summary) -> str:
 def agreement_lines(summary: Summary) -> list[str]:
     """One sentence about the ranking on single checkpoints, if several ran the same methods."""
     found = {ratio_text(r): agreement(summary, r) for r in summary.ratios}
-    shown = [f"{r}: {_ends(*ends)}" for r, ends in found.items() if ends]
+    shown = [f"{r}: {_ends(*ends[:2])} ({ends[2]})" for r, ends in found.items() if ends]
     if not shown:
         return []
     return [
-        f"Spearman's rank correlation of the methods on two checkpoints: {', '.join(shown)}.",
+        "Spearman's rank correlation of the methods on two checkpoints (fewest methods that both "
+        f"ran): {', '.join(shown)}.",
         "",
     ]
 

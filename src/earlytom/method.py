@@ -65,7 +65,8 @@ class Method:
             uncompressed model would feed it, in (0, 1].
         positions: where the surviving tokens stand for the language model: ``renumber`` (0..n-1),
             ``keep`` (their original place), ``respace`` (surviving frames evenly spaced over the
-            original span, patches keep their offset) or ``auto`` (the method's own default).
+            original span, patches keep their offset) or ``auto`` (the method's own default; where
+            that keeps places, a video longer than the model's context is interpolated into it).
 
     Raises:
         ConfigError: on any value out of range.

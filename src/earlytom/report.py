@@ -102,7 +102,8 @@ class Report:
     Attributes:
         method: name of the method.
         retention_ratio: the ratio asked for.
-        positions: how the survivors were placed: ``renumber``, ``keep`` or ``respace``.
+        positions: how the survivors were placed: ``renumber``, ``keep`` or ``respace``; ``squeeze``
+            if a video was longer than the model's context and ``auto`` fitted it in.
         videos: one entry per video, in the order of ``pixel_values_videos``.
         prompt_columns: (before, after) columns of the prompt for the language model, or None
             before prefill.

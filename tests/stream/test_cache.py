@@ -9,6 +9,7 @@ import earlytom
 from earlytom import EarlyTom, Stream
 from earlytom.errors import ConfigError
 from earlytom.methods import load_method
+from earlytom.models import find_adapter
 from earlytom.stream import causal
 from tests.stream.clips import QUESTION, drifting, pushed, tokens
 
@@ -16,6 +17,7 @@ OFFICIAL = EarlyTom(policy="official", tau=0.9, merge_layers=(0, 2), retention_r
 KEPT = EarlyTom(
     policy="official", tau=0.9, merge_layers=(0, 2), retention_ratio=0.4, positions="keep"
 )
+PLACED = EarlyTom(policy="paper", tau=0.9, merge_layers=(0, 2), retention_ratio=0.4, max_window=6)
 OTHER = "which shape moves first"
 
 
@@ -28,8 +30,9 @@ def fresh_logits(qa, stream: Stream, question: str, keep: bool) -> torch.Tensor:
     cells, features = tokens(stream)
     newline = adapter.inner.image_newline[None]
     rows = [embed(torch.tensor(prefix)), features, newline, embed(torch.tensor(suffix))]
-    start = len(prefix) + stream.frames * 4 - stream._memory.base * 4
-    position = [*range(len(prefix)), *(len(prefix) + c - stream._memory.base * 4 for c in cells)]
+    base, scale = stream._memory.base * 4, stream._memory.scale
+    start = len(prefix) + -(-(stream.frames * 4 - base) // scale)
+    position = [*range(len(prefix)), *(len(prefix) + (c - base) // scale for c in cells)]
     position += range(start, start + 1 + len(suffix))
     x = torch.cat(rows)
     out = qa.model(
@@ -53,6 +56,24 @@ def test_reuse_equals_a_fresh_prefill(qa, method, prefill, evict):
             found = stream.next_logits(QUESTION)
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert stream.report().evictions > 0
+
+
+@pytest.mark.parametrize("prefill", ["push", "ask"])
+@pytest.mark.parametrize("evict", ["thin", "drop"])
+def test_places_are_squeezed_into_the_context(qa, monkeypatch, prefill, evict):
+    config = find_adapter(qa.model).language_model.config
+    monkeypatch.setattr(config, "max_position_embeddings", 64)  # 14 frames of 4 tokens
+    stream, scales = Stream(qa, PLACED, prefill=prefill, max_tokens=40, evict=evict), set()
+    for n, frame in enumerate(drifting(40, seed=6), start=1):
+        stream.push(frame)
+        scales.add(stream._memory.scale)
+        if n % 4 == 0:
+            expected = fresh_logits(qa, stream, QUESTION, keep=True)
+            found = stream.next_logits(QUESTION)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert scales == {1, 2, 4}
+    if evict == "thin":
+        assert stream.parts[0].start == 0  # nothing is forgotten for want of positions
 
 
 @pytest.mark.parametrize(

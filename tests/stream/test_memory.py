@@ -87,6 +87,26 @@ def test_parts_beyond_the_span_go():
         assert 4 * i + 4 - memory.base <= 40
     assert memory.parts[0].start == memory.base
     assert memory.parts[-1].start == 76
+    assert memory.scale == 1
+
+
+def test_places_beyond_the_span_are_divided():
+    memory, scales = TokenMemory(1000, max_span=40, squeezes=True), []
+    for i in range(45):
+        memory = memory.add([part(4 * i, 2)], 4 * i + 4)
+        scales.append(memory.scale)
+    assert len(memory.parts) == 45
+    assert (memory.base, memory.evicted) == (0, 0)
+    assert scales == [1] * 10 + [2] * 10 + [4] * 20 + [8] * 5
+
+
+def test_places_spread_again_when_the_oldest_parts_go():
+    memory, scales = TokenMemory(100, evict="drop", max_span=40, squeezes=True), []
+    for i in range(40):
+        memory = memory.add([part(4 * i, 2 + 8 * (i > 30))], 4 * i + 4)
+        scales.append(memory.scale)
+    assert max(scales) == 4
+    assert (memory.base, memory.scale) == (116, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from earlytom.hf.context import share_of_video
+from earlytom.tiny import weights_path
 from earlytom.tiny.architecture import architecture, build_model
 from earlytom.tiny.assets import build_tokenizer
 from earlytom.tiny.clips import plan_clip
+from earlytom.tiny.config import TrainConfig
 from earlytom.tiny.publish import publish
 from earlytom.tiny.vocabulary import ASSISTANT_ID, EOS_ID, USER_ID, VIDEO_ID, encode, words
 from earlytom.tiny.world import CELLS
@@ -89,3 +92,10 @@ def test_processor_loads(folder: Path) -> None:
     video = torch.zeros(4, 3, 112, 112, dtype=torch.uint8)
     out = processor(text="<user> <video> which digit is shown? <assistant>", videos=[video])
     assert out["pixel_values_videos"][0].shape[0] == 4
+
+
+def test_the_context_is_what_the_model_was_trained_on() -> None:
+    longest = 2 * TrainConfig(out=Path()).phases[-1].frames  # one batch in a few is twice as long
+    shipped = json.loads((weights_path() / "config.json").read_text("utf-8"))["text_config"]
+    for text in (shipped, build_model(3).config.text_config.to_dict()):
+        assert share_of_video(text["max_position_embeddings"]) == longest * CELLS

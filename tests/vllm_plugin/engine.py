@@ -18,6 +18,7 @@ SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # several whole videos are longer than the small model's
     "OMP_NUM_THREADS": "1",
 }
 TOKENS = 6  # of every answer

@@ -32,6 +32,8 @@ class CacheState:
             empty as long as no point was passed.
         shown: what a decode stage chooses from, or None.
         bias: ``[batch, columns]`` float32 log weights of the first layer-0 columns, or None.
+        saved: ``[batch, 1]`` by how much positions are lower than the caller's since a video was
+            squeezed into the context, or None.
     """
 
     mask: Tensor | None
@@ -41,6 +43,7 @@ class CacheState:
     inner: tuple[InnerColumns | None, ...] = ()
     shown: DecodeColumns | None = None
     bias: Tensor | None = None
+    saved: Tensor | None = None
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torch import nn
 from earlytom.errors import ConfigError, UnsupportedModelError
 from earlytom.hf.chunked import ChunkedEncoder
 from earlytom.hf.compiled import CompiledTower, CompileSettings
+from earlytom.hf.context import video_room
 from earlytom.hf.decoding import DecodeSide
 from earlytom.hf.image_frames import ImageSide
 from earlytom.hf.images import ImageTokens
@@ -77,6 +78,7 @@ class Controller:
             bool(points),
             decode is not None,
             weights,
+            video_room(adapter, method, adapter.language_model.config),
         )
         self.prompt.shapes = self.vision.shapes
         self.image_tokens = ImageTokens(self.vision, self._new_images) if options.images else None
@@ -246,9 +248,11 @@ class Controller:
         step = self.prompt.step
         self.prompt.after_language_model(module, args, kwargs, out)
         if step is not None and step.prompt and out is not None:
-            self.report().prompt_columns = self.prompt.columns
+            report = self.report()
+            report.prompt_columns = self.prompt.columns
+            if self.prompt.squeezed:
+                report.positions = "squeeze"
             if self.inner is not None and self.inner.prefill is not None:
-                report = self.report()
                 report.inner = tuple(self.inner.prefill.columns)
                 report.layer_tokens = self.inner.layer_tokens
                 report.layer_total = sum(self.inner.prefill.videos.uncompressed)

@@ -28,6 +28,7 @@ from earlytom.hf.cache import (
     removed_columns,
 )
 from earlytom.hf.columns import VideoColumns, VideoLayout
+from earlytom.hf.context import saved_positions
 from earlytom.hf.deepstack import cut_inputs
 from earlytom.hf.positions import following, kept_positions, on_axes
 from earlytom.hf.steps import Embeddings, First, Step, restore_columns
@@ -48,6 +49,7 @@ class PromptSide:
         inner: whether stage III will look at the prompt.
         decode: whether later steps choose from its visual columns.
         weights: brings the log weights of video tokens, or None.
+        room: positions that a video may take (:func:`earlytom.hf.context.video_room`).
     """
 
     def __init__(
@@ -57,11 +59,14 @@ class PromptSide:
         inner: bool = False,
         decode: bool = False,
         weights: TokenWeights | None = None,
+        room: int | None = None,
     ) -> None:
         self.adapter = adapter
         self.renumber = renumber
         self.watched = inner or decode or weights is not None
         self.weights = weights
+        self.room = room
+        self.squeezed = False  # whether the last prompt held a video longer than that
         self.decode = decode
         self.first: First | None = None  # sees the embeddings, may drop columns
         self.shapes: Callable[[list[Tensor]], list[Shape | None]] = lambda rows: [None] * len(rows)
@@ -86,10 +91,10 @@ class PromptSide:
             return
         if self.find_videos is not None:
             images = self.find_videos(ids, kwargs)
-            if images is not None and self.watched:
-                frames = [n for _, n in images.videos]
+            frames = [] if images is None else [n for _, n in images.videos]
+            rows = [self.adapter.placeholder_count([n]) for n in frames]
+            if images is not None and self._watches(rows):
                 self._visual = images.visual
-                rows = [self.adapter.placeholder_count([n]) for n in frames]
                 known: list[Shape | None] = [(n, self.adapter.grid) for n in frames]
                 self._layout = VideoLayout.of(self.adapter, rows, known)
             return
@@ -102,7 +107,7 @@ class PromptSide:
         elif encoded is not None:
             videos = self.adapter.read_features(encoded, [])
             rows = [len(r) for r in videos]
-            shapes = self.shapes(videos) if self.watched else []
+            shapes = self.shapes(videos) if self._watches(rows) else []
         else:
             return
         found, needed = int(self._visual.sum()), sum(rows)
@@ -110,8 +115,12 @@ class PromptSide:
             raise VideoError(
                 f"the prompt holds {found} video placeholder tokens, but its videos need {needed}"
             )
-        if self.watched:
+        if self._watches(rows):
             self._layout = VideoLayout.of(self.adapter, rows, shapes)
+
+    def _watches(self, rows: list[int]) -> bool:
+        """Whether somebody has to know which columns are whose, with videos of so many ``rows``."""
+        return self.watched or (self.room is not None and max(rows, default=0) > self.room)
 
     @spanned("assemble")
     def before_language_model(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -175,7 +184,9 @@ class PromptSide:
             patch, frame = layout.spread(visual)
             wanted += [visual & valid, (patch >= 0) & valid, patch >= 0, visual]
         counts = torch.stack([w.sum(1) for w in wanted]).tolist()  # one sync
-        videos = None
+        videos, saved = None, None
+        if visual is not None and layout is not None and self.room is not None:
+            saved = saved_positions(valid, visual, counts[5], layout.rows, self.room)
         if visual is not None and layout is not None and sum(counts[4]):
             entered, uncompressed = tuple(counts[3]), tuple(counts[4])
             bias = None
@@ -184,7 +195,7 @@ class PromptSide:
             videos = VideoColumns(
                 visual, patch, frame, counts[2], counts[3], entered, uncompressed, bias
             )
-        return _Prompt(valid, videos, history, counts[0], sum(counts[1]) > 0)
+        return _Prompt(valid, videos, history, counts[0], sum(counts[1]) > 0, saved)
 
     def _compact(
         self,
@@ -210,8 +221,8 @@ class PromptSide:
         padded = min(entry.counts) < kept or known is not None
         history = mask.new_ones(batch, past) if known is None else known
         full = torch.cat([history, mask], 1)
-        position, following = self._positions(
-            kwargs.get("position_ids"), index, mask, length, state, past
+        position, following, saved = self._positions(
+            kwargs.get("position_ids"), index, mask, length, state, past, prompt.saved
         )
         offset = removed_columns(cache) if past and not is_static(cache) else 0
         cut_inputs(kwargs, index, mask)
@@ -239,6 +250,7 @@ class PromptSide:
                 inner=() if state is None else state.inner,
                 shown=self._shown(state, past, videos) if self.decode else None,
                 bias=bias,
+                saved=saved,
             ),
             past,
             kept,
@@ -283,9 +295,15 @@ class PromptSide:
         length: int,
         state: CacheState | None,
         past: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Return positions of the survivors and the next free position ``[batch, 1]``."""
-        batch = index.shape[0]
+        saved: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return positions of the survivors, the next free one, and how many were saved so far.
+
+        The last two are ``[batch, 1]``; callers do not know of saved ones.
+        """
+        batch, axes = index.shape[0], self.adapter.position_axes
+        earlier = None if state is None or state.saved is None else expand_batch(state.saved, batch)
+        self.squeezed = saved is not None
         if self.renumber or given is None:
             start: Any = past
             if state is not None:
@@ -295,9 +313,13 @@ class PromptSide:
             else:
                 position = index + start
         else:
-            own = given[..., -length:]
-            position = kept_positions(own, index, self.adapter.position_axes)
-        return on_axes(position, self.adapter.position_axes), following(position)
+            position = kept_positions(given[..., -length:], index, axes)
+            if earlier is not None:
+                position = position - earlier
+        if saved is not None:
+            position = position - saved.gather(1, index)
+            earlier = saved[:, -1:] + (0 if earlier is None else earlier)
+        return on_axes(position, axes), following(position), earlier
 
     # ------------------------------------------------------------------ later steps
     def _continue(
@@ -336,6 +358,7 @@ class _Prompt:
     history: Tensor | None
     counts: list[int]
     dropped: bool
+    saved: Tensor | None  # positions, see saved_positions
 
 
 def _real_columns(mask: Any, batch: int, length: int, past: int, device: torch.device) -> Tensor:

@@ -59,7 +59,7 @@ class Afterimage(Method):
 
     Args:
         retention_ratio: see :class:`Method`; exactly ``max(1, ceil(r T S))`` tokens are kept.
-        positions: see :class:`Method`; ``auto`` is ``keep``.
+        positions: see :class:`Method`; ``auto`` is ``keep``, within the model's context.
         encoder_budget: patches that the layers of the encoder compute / those of the full encoder,
             in (0, 1]; 1 computes all. Never exceeded, unless the first frame alone costs more.
         layer: encoder layer from which on patches are reused; None scales ours (1 of 12) to the

@@ -16,6 +16,7 @@ from earlytom.hf.cache import STATE, CacheState
 from earlytom.hf.prompt import PromptSide
 from earlytom.hf.weights import extend, weighted_mask
 from earlytom.models.base import Adapter
+from earlytom.ops.tensors import ceil_div
 from earlytom.stream.tokens import Part
 
 
@@ -23,7 +24,7 @@ class PromptCache:
     """Prefills the prompt of a stream piece by piece: text, finished tokens, open tokens, question.
 
     Positions are those of the engine: ``keep`` gives a token the place it has among all tokens of
-    all frames since ``base``; ``renumber`` counts 0..n-1.
+    all frames since ``base``, divided by ``scale``; ``renumber`` counts 0..n-1.
 
     Args:
         adapter: of the model that answers.
@@ -54,7 +55,7 @@ class PromptCache:
         self._embed = language.get_input_embeddings()
         self._cache = DynamicCache()
         self._parts: tuple[Part, ...] = ()
-        self._base = 0
+        self._base, self._scale = 0, 1
         self._bias: Tensor | None = None  # [1, w] of the first columns, 0 behind them
 
     @property
@@ -68,7 +69,7 @@ class PromptCache:
         return [x for layer in layers for x in (layer.keys, layer.values)]
 
     # ------------------------------------------------------------------ finished parts
-    def sync(self, parts: Sequence[Part], base: int) -> None:
+    def sync(self, parts: Sequence[Part], base: int, scale: int = 1) -> None:
         """Bring the cache to the state of a fresh prefill of ``parts``.
 
         What it holds is kept as far as nothing in front of it has changed: keys and values depend
@@ -78,13 +79,14 @@ class PromptCache:
         Args:
             parts: what is remembered.
             base: input frame at which positions begin.
+            scale: what places behind it are divided by.
         """
         known = 0
-        if base == self._base or self.renumber:
+        if (base, scale) == (self._base, self._scale) or self.renumber:
             pairs = zip(self._parts, parts, strict=False)
             known = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
         # an interrupted prefill must not leave a cache that is taken for complete
-        self._parts, self._base = tuple(parts[:known]), base
+        self._parts, self._base, self._scale = tuple(parts[:known]), base, scale
         self._crop(len(self.prefix) + sum(map(len, self._parts)))
         if not self.columns:
             self._feed(self._text(self.prefix), self._count(0, len(self.prefix)))
@@ -152,14 +154,15 @@ class PromptCache:
         """Position behind the last video token."""
         if self.renumber:
             return self.columns + sum(map(len, rest))
-        return len(self.prefix) + (frames - self._base) * self.adapter.tokens_per_frame
+        places = (frames - self._base) * self.adapter.tokens_per_frame
+        return len(self.prefix) + ceil_div(places, self._scale)
 
     # ------------------------------------------------------------------ columns
     def _positions(self, parts: Sequence[Part]) -> Tensor:
         if self.renumber:
             return self._count(self.columns, sum(map(len, parts)))
-        cells = torch.cat([p.cells for p in parts])
-        return cells + (len(self.prefix) - self._base * self.adapter.tokens_per_frame)
+        places = torch.cat([p.cells for p in parts]) - self._base * self.adapter.tokens_per_frame
+        return torch.div(places, self._scale, rounding_mode="floor") + len(self.prefix)
 
     def _count(self, start: int, n: int) -> Tensor:
         return torch.arange(start, start + n, device=self.newline.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from earlytom.checks import check_choice, check_count
 from earlytom.errors import ConfigError, UnsupportedModelError, VideoError
+from earlytom.hf.context import share_of_video, video_room
 from earlytom.hf.engine import CONTROLLER
 from earlytom.hf.positions import positions_of
 from earlytom.method import Method
@@ -33,7 +34,6 @@ from earlytom.stream.windows import WindowEncoder
 WINDOW = 4  # more accurate than 8, see docs/streaming.md
 PREFILLS = ("push", "ask")
 _BLOCK = 16  # frames that go through the encoder at a time
-_ROOM = 512  # positions that stay free for text, if that is not more than a quarter of them
 
 
 class Stream:
@@ -83,17 +83,20 @@ class Stream:
         _check_family(self.adapter)
         self._check_bare()
         self._preprocessor, self._frame_config = _own_preprocessor(preprocessor, model)
-        renumber = False
+        text = self.adapter.language_model.config
+        renumber = squeezes = False
         if method is not None:
             _check_method(method, self.adapter)
             renumber = positions_of(self.adapter, method) == "renumber"
-        limit = int(getattr(self.adapter.language_model.config, "max_position_embeddings", 0))
+            squeezes = video_room(self.adapter, method, text) is not None
+        limit = int(getattr(text, "max_position_embeddings", 0))
         self.encoder = self._encoder(window)
-        room = max(1, (limit - min(_ROOM, limit // 4)) // self.adapter.tokens_per_frame)
+        room = max(1, share_of_video(limit) // self.adapter.tokens_per_frame)
         self._memory = TokenMemory(
             max_tokens=min(8192, max(1, limit // 2)) if max_tokens is None else max_tokens,
             evict=evict,
             max_span=room if limit and not renumber else None,
+            squeezes=squeezes,
         )
         self._eager = prefill == "push"
         newline: Tensor = self.adapter.inner.image_newline.detach()  # type: ignore[operator]
@@ -173,7 +176,7 @@ class Stream:
             self._kept += sum(map(len, new))
             self._finished = new[-1].stop if new else self._finished
             if new and self._eager:
-                self._cache.sync(self._memory.parts, self._memory.base)
+                self._cache.sync(self._memory.parts, self._memory.base, self._memory.scale)
         seconds = now(parameter.device) - begin
         self._push.add(seconds / len(images), len(images))
 
@@ -245,7 +248,7 @@ class Stream:
             )
         rest = self.open_parts()
         with torch.inference_mode():
-            self._cache.sync(self._memory.parts, self._memory.base)
+            self._cache.sync(self._memory.parts, self._memory.base, self._memory.scale)
             with self._cache.asked(rest, self.frames, suffix) as inputs:
                 yield inputs
 

@@ -76,12 +76,15 @@ class TokenMemory:
             the least thinned parts loses half of its tokens (its last one, too), again and again,
             so that older parts are never thinned less often than newer ones. ``drop``: the oldest
             parts go; the newest one is thinned if it alone is too large.
-        max_span: input frames between the oldest part and now; parts that begin earlier go, down
-            to three quarters of the span. None: no limit.
+        max_span: input frames between the oldest part and now whose places the model knows; None:
+            no limit.
+        squeezes: what happens beyond it: places are divided by 2, 4, 8, ...; otherwise parts that
+            begin earlier go, down to three quarters of the span.
 
     Attributes:
         parts: what is remembered.
         base: input frame at which positions begin: 0 as long as no part at the front was dropped.
+        scale: what places behind ``base`` are divided by.
         evictions: how often room had to be made.
         evicted: tokens that were lost by it.
 
@@ -92,8 +95,10 @@ class TokenMemory:
     max_tokens: int
     evict: str = "thin"
     max_span: int | None = None
+    squeezes: bool = False
     parts: tuple[Part, ...] = ()
     base: int = 0
+    scale: int = 1
     evictions: int = 0
     evicted: int = 0
 
@@ -108,8 +113,9 @@ class TokenMemory:
         """Return the memory with the ``new`` parts, after ``frames`` input frames in all."""
         parts = [*self.parts, *new]
         before, base = sum(map(len, parts)), self.base
-        if self.max_span is not None and parts and frames - base > self.max_span:
-            oldest = min(frames - self.max_span * _LOW[0] // _LOW[1], parts[-1].stop)
+        limit = None if self.squeezes else self.max_span
+        if limit is not None and parts and frames - base > limit:
+            oldest = min(frames - limit * _LOW[0] // _LOW[1], parts[-1].stop)
             parts, base = [p for p in parts if p.start >= oldest], oldest
         if sum(map(len, parts)) > self.max_tokens:
             low = max(1, self.max_tokens * _LOW[0] // _LOW[1])
@@ -117,10 +123,14 @@ class TokenMemory:
             if sum(map(len, parts)) > self.max_tokens:  # only the newest is left
                 parts = [parts[0].thinned(low)]
         lost = before - sum(map(len, parts))
+        base, scale = parts[0].start if parts else base, 1
+        while self.squeezes and self.max_span and frames - base > self.max_span * scale:
+            scale *= 2  # the cache is built anew, so seldom
         return replace(
             self,
             parts=tuple(parts),
-            base=parts[0].start if parts else base,
+            base=base,
+            scale=scale,
             evictions=self.evictions + (lost > 0),
             evicted=self.evicted + lost,
         )

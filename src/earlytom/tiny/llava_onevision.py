@@ -56,7 +56,8 @@ class LlavaOnevision(Architecture):
             num_hidden_layers=6,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=4096,
+            # clips of up to 32 frames are trained on: they fill the share of a video
+            max_position_embeddings=1792,
             tie_word_embeddings=True,
             initializer_range=0.04,
             bos_token_id=None,

@@ -16,6 +16,7 @@ from vllm.model_executor.models.llava_onevision import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from earlytom.hf.context import span_of, squeezed, video_room
 from earlytom.integrations.vllm.encoding import Encoded, VideoRun
 from earlytom.integrations.vllm.families import token_grid, usable_layers
 from earlytom.integrations.vllm.item import VideoItem
@@ -60,8 +61,11 @@ class Processor(CompressingProcessor, LlavaOnevisionMultiModalProcessor):
         return _NEWLINES
 
     def _lead(self, item: VideoItem) -> int:
-        gone = item.frames * item.size - item.tokens
-        return 0 if renumbered(LlavaOnevision, self._method) else gone
+        if self._method is None or renumbered(LlavaOnevision, self._method):
+            return 0
+        text = self.info.ctx.model_config.hf_text_config
+        room = video_room(LlavaOnevision, self._method, text)
+        return _span(item, room) - item.tokens - _NEWLINES
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -101,8 +105,10 @@ class CompressedLlavaOnevision(
         return Encoded(torch.cat([done.rows, self.image_newline[None].to(done.rows)]), done.cells)
 
     def _offsets(self, cells: Tensor, item: VideoItem) -> Tensor:
-        newline = cells.new_full((_NEWLINES,), item.frames * item.size)
-        return torch.cat([cells, newline]).expand(self.AXES, -1)
+        total = item.frames * item.size
+        places = torch.cat([cells, torch.arange(total, total + _NEWLINES, device=cells.device)])
+        places = squeezed(places, total + _NEWLINES, _span(item, self._room))
+        return places.expand(self.AXES, -1)
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
@@ -113,13 +119,18 @@ class CompressedLlavaOnevision(
             item = item_of(feature.data) if feature.modality == "video" else None
             if item is None or item.whole:
                 continue  # counted like text
-            place, span = feature.mm_position, item.frames * item.size + _NEWLINES
-            parts.append((place.offset, place.length, None, span))
+            place = feature.mm_position
+            parts.append((place.offset, place.length, None, _span(item, self._room)))
         return flat_positions(len(input_tokens), parts, self.AXES)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load a checkpoint; newer ones leave out a level in the names of the vision tower."""
         return super().load_weights((_renamed(name), x) for name, x in weights)
+
+
+def _span(item: VideoItem, room: int | None) -> int:
+    """Positions of a video, its newline tokens counted, as the transformers engine has them."""
+    return span_of(item.frames * item.size + _NEWLINES, item.tokens + _NEWLINES, room)
 
 
 def _renamed(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from earlytom.hf.context import video_room
 from earlytom.integrations.vllm.encoding import Encoded, Encoder, VideoRun
 from earlytom.integrations.vllm.item import FIELD, VideoItem, from_tensor
 from earlytom.integrations.vllm.places import Places, attach
@@ -40,6 +41,9 @@ class CompressedVideos:
         self._places: Places | None = None
         self._encoder: Encoder | None = None
         self._renumbers = renumbered(self.FAMILY, self._method)
+        self._room: int | None = None
+        if self._method is not None:
+            self._room = video_room(self.FAMILY, self._method, model_config.hf_text_config)
         if self._method is not None and not self._renumbers:
             self._places = Places(
                 self.AXES,

@@ -151,7 +151,7 @@ def test_nothing_moves_if_everything_stays(owner: Family, short: nn.Module) -> N
     plain = forward(short, inputs).logits
     with Afterimage(retention_ratio=1.0, encoder_budget=1.0)(short):
         torch.testing.assert_close(forward(short, inputs).logits, plain, **CLOSE)
-        assert earlytom.last_report(short).positions == "squeeze"
+        assert earlytom.last_report(short).positions == "keep"
 
 
 @pytest.mark.parametrize("prompt", ["batch_padded", "two_videos"])

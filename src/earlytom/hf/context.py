@@ -86,30 +86,28 @@ def saved_positions(
     Returns:
         None if nothing is lowered.
     """
-    edges = []
-    queue = list(videos)
+    rows, edges, queue = [], [], list(videos)
     for b, count in enumerate(columns):
         place, start = mask_index(visual[b], count), 0
         while start < count and queue and start + queue[0] <= count:
             size = queue.pop(0)
             if size > room:
-                edges.append(
-                    torch.stack(
-                        [torch.full_like(place[0], b), place[start], place[start + size - 1]]
-                    )
-                )
+                rows.append(b)
+                edges.append(place[[start, start + size - 1]])
             start += size
-    if not edges:
+    if not rows:
         return None
-    known = valid.cumsum(1)
-    table = torch.stack(edges)
-    row, first, last = table.unbind(1)
-    left = known[row, last] - known[row, first] + valid[row, first]
+    known, ends = valid.cumsum(1), torch.stack(edges)
+    inside = known[rows].gather(1, ends)
+    left = inside[:, 1] - inside[:, 0] + valid[rows].gather(1, ends[:, :1])[:, 0]
+    found = torch.cat([ends, left[:, None]], 1).tolist()  # one sync
     saved = torch.zeros(valid.shape, dtype=torch.int64, device=valid.device)
-    for b, begin, end, kept in torch.cat([table, left[:, None]], 1).tolist():  # one sync
-        total = end + 1 - begin
+    moved = False
+    for b, (first, last, kept) in zip(rows, found, strict=True):
+        total = last + 1 - first
         span = span_of(total, kept, room)
-        place = mask_index(valid[b, begin : end + 1], kept)
-        saved[b, begin + place] += place - squeezed(place, total, span)
-        saved[b, end + 1 :] += total - span
-    return saved
+        place = mask_index(valid[b, first : last + 1], kept)
+        saved[b, first + place] += place - squeezed(place, total, span)
+        saved[b, last + 1 :] += total - span
+        moved |= span < total
+    return saved if moved else None

@@ -90,6 +90,13 @@ def test_parts_beyond_the_span_go():
     assert memory.scale == 1
 
 
+def test_a_part_longer_than_the_span_is_not_forgotten():
+    memory = TokenMemory(1000, max_span=40)
+    memory = memory.add([part(0, 2), part(4, 8, span=60)], 64)
+    assert [p.start for p in memory.parts] == [4]
+    assert memory.base == 4
+
+
 def test_places_beyond_the_span_are_divided():
     memory, scales = TokenMemory(1000, max_span=40, squeezes=True), []
     for i in range(45):

@@ -79,7 +79,7 @@ class TokenMemory:
         max_span: input frames between the oldest part and now whose places the model knows; None:
             no limit.
         squeezes: what happens beyond it: places are divided by 2, 4, 8, ...; otherwise parts that
-            begin earlier go, down to three quarters of the span.
+            begin earlier go, down to three quarters of the span; the newest one stays.
 
     Attributes:
         parts: what is remembered.
@@ -116,7 +116,7 @@ class TokenMemory:
         limit = None if self.squeezes else self.max_span
         if limit is not None and parts and frames - base > limit:
             oldest = min(frames - limit * _LOW[0] // _LOW[1], parts[-1].stop)
-            parts, base = [p for p in parts if p.start >= oldest], oldest
+            parts, base = [p for p in parts if p.start >= oldest] or parts[-1:], oldest
         if sum(map(len, parts)) > self.max_tokens:
             low = max(1, self.max_tokens * _LOW[0] // _LOW[1])
             parts = _thin(parts, low) if self.evict == "thin" else _drop(parts, low)

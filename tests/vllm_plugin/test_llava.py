@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import earlytom
 from earlytom import Compose, EarlyTom, load_method
 from earlytom.errors import BudgetError, ConfigError, VideoError
 from earlytom.integrations.vllm import metrics
@@ -19,11 +15,10 @@ from earlytom.integrations.vllm.settings import check_servable
 from earlytom.registry import list_methods
 from tests.toys import MergesAll
 from tests.vllm_plugin.agreement import in_transformers, in_vllm
-from tests.vllm_plugin.engine import Answer, ask, forget, llava, request, serving
-from tests.vllm_plugin.reference import LlavaReference, same
+from tests.vllm_plugin.engine import ask, forget, llava, request, serving
+from tests.vllm_plugin.reference import same
 
 pytestmark = pytest.mark.vllm
-_UNWEIGHTED = {"afterimage": {"weight_power": 0}}  # vLLM counts all tokens alike
 QUESTION = " what color is the square? <assistant>"
 SIZE = 49
 METHODS = {
@@ -47,7 +42,7 @@ METHODS = {
     "merged rest": EarlyTom(retention_ratio=0.2, merge_rest=True),
     "embeddings": EarlyTom(retention_ratio=0.2, merge_layers=(-1, 4)),
     "respace": EarlyTom(retention_ratio=0.2, positions="respace"),
-    "reuse": load_method("afterimage", retention_ratio=0.2, **_UNWEIGHTED["afterimage"]),
+    "reuse": load_method("afterimage", retention_ratio=0.2, weight_power=0),
     "official": Compose(EarlyTom(policy="official"), load_method("visionzip", retention_ratio=0.2)),
     "paper": Compose(
         EarlyTom(policy="paper", tau=0.2), load_method("vidcom2", retention_ratio=0.2)
@@ -131,32 +126,6 @@ def test_requests_together_are_answered_as_alone(engine: Any, clips: Any) -> Non
     for one, got in zip(asked, together, strict=True):
         forget(engine)
         same(got, ask(engine, one)[0])
-
-
-@pytest.mark.parametrize("name", ["afterimage", "evs"])
-def test_videos_longer_than_the_context(
-    shipped: Path, clips: Any, tmp_path: Path, name: str
-) -> None:
-    """16 frames of 49 tokens where 448 positions are for a video."""
-    short = tmp_path / "short"
-    shutil.copytree(shipped, short)
-    config = json.loads((short / "config.json").read_text("utf-8"))
-    config["text_config"]["max_position_embeddings"] = 512
-    (short / "config.json").write_text(json.dumps(config), "utf-8")
-    method = load_method(name, retention_ratio=0.2, **_UNWEIGHTED.get(name, {}))
-    reference = LlavaReference(short)
-    ids = reference.processor.tokenizer.encode(prompt(2))
-    wide = [x for i in ids for x in [i] * (1 + (i == reference.video_token) * 16 * SIZE)]
-    pixels = reference.processor.video_processor(clips[:2], return_tensors="pt")
-    with method(reference.model), torch.no_grad():
-        out = reference.model(input_ids=torch.tensor([wide]), **pixels, logits_to_keep=1)
-        assert earlytom.last_report(reference.model).positions == "squeeze"
-    best = out.logits[0, -1].log_softmax(-1).topk(5)
-    expected = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    changes = {"max_model_len": 512, "max_num_batched_tokens": 512}
-    with serving(short, llava(method.to_dict()), **changes) as running:
-        (got,) = ask(running, request(prompt(2), clips[:2]), tokens=1)
-    same(got, Answer((int(best.indices[0]),), (expected,), got.prompt, 0))
 
 
 # ---------------------------------------------------------------------------- what goes wrong

@@ -218,6 +218,23 @@ def generate(model: nn.Module, inputs: dict[str, Any], **kw: Any) -> Any:
         return model.generate(**{k: v.clone() for k, v in inputs.items()}, **settings)
 
 
+def two_turns(model: nn.Module, family: Family) -> tuple[Any, torch.Tensor, dict[str, Any]]:
+    """Ask about a second video on the cache of a first; also logits and inputs of one prompt."""
+    both = family.inputs([["t3", "v", "t4", "v", "t2"]])
+    ids, pixels = both["input_ids"], both["pixel_values_videos"]
+    cut = 1 + 3 + family.frames * family.tokens_per_frame + family.newlines_per_video + 4
+    with torch.no_grad():
+        whole = forward(model, both).logits[:, -1]
+        first = model(input_ids=ids[:, :cut], pixel_values_videos=pixels[:1], use_cache=True)
+        second = model(
+            input_ids=ids[:, cut:],
+            pixel_values_videos=pixels[1:],
+            past_key_values=first.past_key_values,
+            use_cache=True,
+        )
+    return second, whole, both
+
+
 def own_attributes(model: nn.Module) -> dict[str, list[str]]:
     """Names of the attributes of every module that are its own, not its class's."""
     return {name: sorted(module.__dict__) for name, module in model.named_modules()}

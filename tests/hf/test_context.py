@@ -21,7 +21,7 @@ from earlytom.methods import EVS, Afterimage, FastV, HoliTom
 from earlytom.models import find_adapter
 from earlytom.models.llava_onevision import LlavaOnevision
 from earlytom.models.qwen2_5_vl import Qwen25VL
-from tests.families import FAMILIES, PROMPTS, VIDEO, Family, forward, generate
+from tests.families import FAMILIES, PROMPTS, VIDEO, Family, forward, generate, two_turns
 from tests.image_families import IMAGE_FAMILIES
 
 ROOM, CONTEXT = 35, 40  # seven eighths
@@ -181,21 +181,12 @@ def test_a_second_turn_goes_on_behind_the_first() -> None:
     family = FAMILIES[0]
     model = family.model()
     find_adapter(model).language_model.config.max_position_embeddings = CONTEXT
-    both = family.inputs([["t3", "v", "t4", "v", "t2"]])
-    ids, pixels = both["input_ids"], both["pixel_values_videos"]
-    cut = 1 + 3 + 73 + 4
     with TOKENS(model), torch.no_grad():
-        whole = forward(model, both).logits[:, -1]
-        first = model(input_ids=ids[:, :cut], pixel_values_videos=pixels[:1], use_cache=True)
-        second = model(
-            input_ids=ids[:, cut:],
-            pixel_values_videos=pixels[1:],
-            past_key_values=first.past_key_values,
-            use_cache=True,
-        )
+        second, whole, both = two_turns(model, family)
         torch.testing.assert_close(second.logits[:, -1], whole, **CLOSE)
-        third = model(input_ids=torch.tensor([[5, 6]]), past_key_values=first.past_key_values)
-        longer = {**both, "input_ids": torch.cat([ids, torch.tensor([[5, 6]])], 1)}
+        more = torch.tensor([[5, 6]])
+        third = model(input_ids=more, past_key_values=second.past_key_values)
+        longer = {**both, "input_ids": torch.cat([both["input_ids"], more], 1)}
         longer["attention_mask"] = torch.ones_like(longer["input_ids"])
         expected = forward(model, longer).logits[:, -2:]
     torch.testing.assert_close(third.logits, expected, **CLOSE)

@@ -13,7 +13,7 @@ from torch import nn
 import earlytom
 from earlytom.methods import Afterimage
 from tests.compiled import SMALL, small_model
-from tests.families import PROMPTS, VIDEO, Family, forward, generate
+from tests.families import PROMPTS, VIDEO, Family, forward, generate, two_turns
 from tests.toys import TOYS
 
 FAMILY = Family("llava_onevision")
@@ -60,20 +60,10 @@ def test_sampling_several_sequences(model: nn.Module) -> None:
 
 
 def test_a_second_video_in_the_second_turn(model: nn.Module) -> None:
-    both = FAMILY.inputs([["t3", "v", "t4", "v", "t2"]])
-    ids, pixels = both["input_ids"], both["pixel_values_videos"]
-    cut = 1 + 3 + 73 + 4
-    with OUTER(model), torch.no_grad():
-        whole = forward(model, both).logits[:, -1]
-        first = model(input_ids=ids[:, :cut], pixel_values_videos=pixels[:1], use_cache=True)
-        second = model(
-            input_ids=ids[:, cut:],
-            pixel_values_videos=pixels[1:],
-            past_key_values=first.past_key_values,
-            use_cache=True,
-        )
+    with OUTER(model):
+        second, whole, both = two_turns(model, FAMILY)
     torch.testing.assert_close(second.logits[:, -1], whole, atol=5e-5, rtol=1e-4)
-    assert second.past_key_values.get_seq_length() == ids.shape[1]
+    assert second.past_key_values.get_seq_length() == both["input_ids"].shape[1]
 
 
 def test_pickle_never_compresses_silently_less(model: nn.Module) -> None:

@@ -86,6 +86,8 @@ def saved_positions(
     Returns:
         None if nothing is lowered.
     """
+    if max(videos, default=0) <= room:  # usually; nothing is sorted then
+        return None
     rows, edges, queue = [], [], list(videos)
     for b, count in enumerate(columns):
         place, start = mask_index(visual[b], count), 0

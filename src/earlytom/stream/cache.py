@@ -17,7 +17,7 @@ from earlytom.hf.prompt import PromptSide
 from earlytom.hf.weights import extend, weighted_mask
 from earlytom.models.base import Adapter
 from earlytom.ops.tensors import ceil_div
-from earlytom.stream.tokens import Part
+from earlytom.stream.tokens import Part, TokenMemory
 
 
 class PromptCache:
@@ -69,31 +69,27 @@ class PromptCache:
         return [x for layer in layers for x in (layer.keys, layer.values)]
 
     # ------------------------------------------------------------------ finished parts
-    def sync(self, parts: Sequence[Part], base: int, scale: int = 1) -> None:
-        """Bring the cache to the state of a fresh prefill of ``parts``.
+    def sync(self, memory: TokenMemory) -> None:
+        """Bring the cache to the state of a fresh prefill of what is remembered.
 
         What it holds is kept as far as nothing in front of it has changed: keys and values depend
         on all tokens before them, so behind the first part that is gone or thinned everything is
         computed anew.
-
-        Args:
-            parts: what is remembered.
-            base: input frame at which positions begin.
-            scale: what places behind it are divided by.
         """
+        parts, base, scale = memory.parts, memory.base, memory.scale
         known = 0
         if (base, scale) == (self._base, self._scale) or self.renumber:
             pairs = zip(self._parts, parts, strict=False)
             known = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], pairs))
         # an interrupted prefill must not leave a cache that is taken for complete
-        self._parts, self._base, self._scale = tuple(parts[:known]), base, scale
+        self._parts, self._base, self._scale = parts[:known], base, scale
         self._crop(len(self.prefix) + sum(map(len, self._parts)))
         if not self.columns:
             self._feed(self._text(self.prefix), self._count(0, len(self.prefix)))
         if known < len(parts):
             new = parts[known:]
             self._feed(_features(new), self._positions(new), _bias(new))
-            self._parts = tuple(parts)
+            self._parts = parts
 
     def _crop(self, columns: int) -> None:
         """Keep the first ``columns``, also where an interrupted prefill has not come so far."""

@@ -176,7 +176,7 @@ class Stream:
             self._kept += sum(map(len, new))
             self._finished = new[-1].stop if new else self._finished
             if new and self._eager:
-                self._cache.sync(self._memory.parts, self._memory.base, self._memory.scale)
+                self._cache.sync(self._memory)
         seconds = now(parameter.device) - begin
         self._push.add(seconds / len(images), len(images))
 
@@ -248,7 +248,7 @@ class Stream:
             )
         rest = self.open_parts()
         with torch.inference_mode():
-            self._cache.sync(self._memory.parts, self._memory.base, self._memory.scale)
+            self._cache.sync(self._memory)
             with self._cache.asked(rest, self.frames, suffix) as inputs:
                 yield inputs
 

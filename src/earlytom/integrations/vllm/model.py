@@ -42,9 +42,8 @@ class CompressedVideos:
         self._encoder: Encoder | None = None
         self._renumbers = renumbered(self.FAMILY, self._method)
         self._room: int | None = None
-        if self._method is not None:
-            self._room = video_room(self.FAMILY, self._method, model_config.hf_text_config)
         if self._method is not None and not self._renumbers:
+            self._room = video_room(self.FAMILY, self._method, model_config.hf_text_config)
             self._places = Places(
                 self.AXES,
                 model_config.get_inputs_embeds_size(),
